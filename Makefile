@@ -1,0 +1,110 @@
+# Makefile - build, test, install.  `make help` lists the targets.
+# Forcing a probe: make ONEDNN=0, make OPENMP=0.  Sanitizers: make asan.
+
+VERSION  := 0.1.0
+PREFIX   ?= /usr/local
+bindir   ?= $(PREFIX)/bin
+mandir   ?= $(PREFIX)/share/man
+CC       ?= cc
+OPT      ?= -O3
+CFLAGS   ?= -g
+WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wno-unused-parameter
+BUILD    ?= build
+
+# ---- probes: each compiles the calls that we use ----
+probe = $(shell printf '%s\n' '$(1)' | $(CC) -x c - $(2) -o /dev/null >/dev/null 2>&1 && echo 1 || echo 0)
+H     := \#include
+ONEDNN ?= $(call probe,$(H) <dnnl.h>\nint main(void){return dnnl_version()==0;},-ldnnl)
+OPENMP ?= $(call probe,$(H) <omp.h>\nint main(void){return omp_get_max_threads()==0;},-fopenmp)
+JPEG   ?= $(call probe,$(H) <stdio.h>\n$(H) <jpeglib.h>\nint main(void){return !jpeg_std_error(0);},-ljpeg)
+HAVE_ZSTD := $(call probe,$(H) <zstd.h>\nint main(void){return !ZSTD_versionNumber();},-lzstd)
+HAVE_PNG  := $(call probe,$(H) <png.h>\nint main(void){return !png_access_version_number();},-lpng)
+HAVE_JSON := $(call probe,$(H) <jansson.h>\nint main(void){return !json_object();},-ljansson)
+HAVE_XXH  := $(call probe,$(H) <xxhash.h>\nint main(void){return !XXH3_64bits("",0);},-lxxhash)
+
+ifneq ($(filter-out help clean dist uninstall,$(or $(MAKECMDGOALS),all)),)
+say = $(info $(if $(filter 1,$(2)),found    ,not found) $(1))
+$(call say,zstd    (token stream),$(HAVE_ZSTD))
+$(call say,libpng  (pictures),$(HAVE_PNG))
+$(call say,jansson (JSON),$(HAVE_JSON))
+$(call say,xxhash  (content identities),$(HAVE_XXH))
+$(call say,libjpeg (JPEG input$(,) optional),$(JPEG))
+$(call say,OpenMP  (threads$(,) optional),$(OPENMP))
+$(call say,oneDNN  (fast CPU products$(,) optional),$(ONEDNN))
+ifneq ($(HAVE_ZSTD)$(HAVE_PNG)$(HAVE_JSON)$(HAVE_XXH),1111)
+$(error a required library is missing; on Debian: apt-get install libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev libdnnl-dev)
+endif
+endif
+, := ,
+
+DEFS := -D_GNU_SOURCE -DHAVE_JPEG=$(JPEG) -DHAVE_ONEDNN=$(ONEDNN)
+LIBS := -lzstd -lpng -ljansson -lxxhash -ldl -lm
+LIBS += $(if $(filter 1,$(JPEG)),-ljpeg)
+LIBS += $(if $(filter 1,$(ONEDNN)),-ldnnl)
+ifeq ($(OPENMP),1)
+OMP  := -fopenmp
+endif
+# -ffp-contract=off in libcommon keeps image and BPE results equal over compilers; kernels may fuse.
+FLAGS := -std=gnu11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) $(OMP) $(CPPFLAGS) $(SAN)
+
+TOOLS    := $(sort $(basename $(notdir $(wildcard tools/*.c))))
+EXAMPLES := $(sort $(basename $(notdir $(wildcard examples/*.c))))
+TESTS    := $(sort $(basename $(notdir $(wildcard tests/*.c))))
+LIB_SRC  := $(wildcard libcommon/*.c) $(wildcard kernels/*.c)
+ifneq ($(ONEDNN),1)
+LIB_SRC  := $(filter-out kernels/dnnl.c,$(LIB_SRC))
+endif
+LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
+LIB      := $(BUILD)/libdalle.a
+MAN      := $(wildcard man/*.[157])
+
+all: $(TOOLS:%=$(BUILD)/bin/%) $(EXAMPLES:%=$(BUILD)/examples/%) ## build every program (the default)
+
+# Flags are remembered: a change of them rebuilds.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(CC) $(FLAGS) $(LDFLAGS) $(LIBS)' | cmp -s - $@ || echo '$(CC) $(FLAGS) $(LDFLAGS) $(LIBS)' > $@
+FORCE:
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MMD -MP -c $< -o $@
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+# --as-needed: tools that compute nothing do not load oneDNN.
+link = @mkdir -p $(@D); $(CC) $(OMP) $(SAN) $(LDFLAGS) -Wl,--as-needed -o $@ $< $(LIB) $(LIBS)
+$(BUILD)/bin/%: $(BUILD)/tools/%.o $(LIB)
+	$(link)
+$(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIB)
+	$(link)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
+	$(link)
+
+tests: all $(TESTS:%=$(BUILD)/tests/%) ## build the test programs
+check: ## run every test; ends with "N passed, N failed"
+	sh tests/check.sh
+bench: all $(BUILD)/tests/bench ## measure rates beside ceilings
+	sh tests/bench.sh
+asan: ## build with address and undefined-behaviour sanitizers into build-asan/
+	$(MAKE) BUILD=build-asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-omit-frame-pointer" tests
+
+install: all ## install programs and man pages under PREFIX (and DESTDIR)
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(PREFIX)/share/dalle-tools
+	install -m 755 $(TOOLS:%=$(BUILD)/bin/%) $(DESTDIR)$(bindir)
+	install -m 644 libcommon/stream.proto $(DESTDIR)$(PREFIX)/share/dalle-tools
+	for m in $(MAN); do install -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/}; done
+uninstall: ## remove what install put there
+	rm -f $(TOOLS:%=$(DESTDIR)$(bindir)/%)
+	rm -rf $(DESTDIR)$(PREFIX)/share/dalle-tools
+	for m in $(MAN); do rm -f $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/}; done
+dist: ## pack the tracked files as dalle-tools-VERSION.tar.gz
+	git archive --prefix=dalle-tools-$(VERSION)/ -o dalle-tools-$(VERSION).tar.gz HEAD
+clean: ## remove what was built
+	rm -rf $(BUILD) build-asan
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
+
+.PHONY: all tests check bench asan install uninstall dist clean help FORCE
+.SECONDARY:
+-include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d)

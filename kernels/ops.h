@@ -1,0 +1,236 @@
+/* ops.h - everything the models may ask of a device: one struct of functions, filled by the
+ * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  The only header of
+ * kernels/ that libcommon sees.
+ *
+ * Conventions
+ *   - Tensors are plain device pointers, dense, row-major; sizes are counts, not bytes.
+ *     Pictures are NHWC.  Shape letters: N pictures, H W their sides, C channels; B sequences,
+ *     S positions, H heads, D head width; rows x in -> rows x out for matrix products;
+ *     V vocabulary or codebook.
+ *   - `void *` marked T is the activation type chosen at open (f32, bf16 or f16); `float *` is
+ *     always f32: residual streams, norms, statistics, logits, losses, master weights, gradients.
+ *     The flag OP_F32 turns the T operands of that call into f32.
+ *   - Outputs come first.  Gradients of activations are written, gradients of parameters are
+ *     accumulated (+=); exceptions say so.  Any gradient output may be NULL: not wanted.
+ *   - Every op is deterministic for a given device and thread count, and each row or picture gives
+ *     the same bits whatever the batch around it, in f32.
+ *   - Compute entries only queue work; the first failure is kept with the op's name and reported
+ *     by sync().  Pointers given to put/get are host memory; all else is device memory.
+ */
+#ifndef OPS_H
+#define OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define OPS_ABI 1
+
+enum dtype { DT_F32, DT_BF16, DT_F16 };
+static inline size_t dtype_bytes(enum dtype t) { return t == DT_F32 ? 4 : 2; }
+
+/* Flags of linear_*, conv_*, norm_*, relu_*. */
+enum {
+	OP_F32 = 1,     /* every T operand of this call is f32 */
+	OP_OUT_F32 = 2, /* linear_fwd: y alone is f32 (logits) */
+	OP_ADD = 4,     /* linear_fwd: y is f32 and y += (residual stream); norm_bwd: dx += */
+	OP_RELU = 8,    /* conv_fwd: y = max(0, .) */
+};
+
+/* Which keys a query sees (recipe C12, C13).  States 0..n_text-1 are text, then
+ * grid_h * grid_w image states in raster order; S = n_text + grid_w * grid_h.  Text sees earlier
+ * text and itself; image sees all text and, with o = query - key >= 0, W = grid_w:
+ *   ROW    o <= W
+ *   COLUMN o % W == 0
+ *   CONV   k odd, h = (k-1)/2: o < (h+1) * W and (o % W <= h or o % W >= W - h);
+ *          with conv_centred also not the taps right of the query's row start: o <= h * W + h (61 taps
+ *          for k = 11) */
+enum attn_kind { ATTN_FULL, ATTN_CAUSAL, ATTN_ROW, ATTN_COLUMN, ATTN_CONV };
+struct attn_mask {
+	enum attn_kind kind; /* FULL and CAUSAL: n_text is S and the grid is 0 x 0 */
+	int n_text, grid_w, grid_h;
+	int conv_k;       /* odd */
+	int conv_centred; /* 0: the paper's 66 taps for k = 11, 1: 61 */
+};
+static inline int attn_length(const struct attn_mask *m) { return m->n_text + m->grid_w * m->grid_h; }
+/* The definition; every backend is tested against it.  q and k are states, untransposed. */
+static inline int attn_allowed(const struct attn_mask *m, int q, int k)
+{
+	if (m->kind == ATTN_FULL)
+		return 1;
+	if (k > q)
+		return 0;
+	if (k < m->n_text || m->kind == ATTN_CAUSAL)
+		return 1;
+	int w = m->grid_w, o = q - k, h = (m->conv_k - 1) / 2;
+	switch (m->kind) {
+	case ATTN_ROW: return o <= w;
+	case ATTN_COLUMN: return o % w == 0;
+	case ATTN_CONV: return o < (h + 1) * w && (o % w <= h || o % w >= w - h) && (!m->conv_centred || o <= h * w + h);
+	default: return 1;
+	}
+}
+
+struct adamw {
+	float lr, beta1, beta2, eps, decay; /* decay: w -= lr * decay * w, decoupled */
+	float v_max;   /* running variance is clipped to this before use and storing; 0: no clip (C24) */
+	float g_scale; /* gradients are multiplied by this first (clipping, unscaling) */
+	int64_t step;  /* 1 for the first update: bias corrections 1 - beta^step */
+};
+
+/* How a token is drawn from a row of logits. */
+struct draw {
+	float temperature; /* 0: greedy (the largest logit, lowest index on ties) */
+	int top_k;         /* 0: all */
+	float top_p;       /* 1: all */
+	uint64_t seed;     /* u = philox(seed, key lo, key hi, position, RNG_SAMPLE)[0] */
+	uint32_t position;
+};
+
+struct dev; /* an opened device with its scratch memory and sticky error */
+
+struct ops {
+	uint32_t abi, size; /* OPS_ABI, sizeof(struct ops) */
+	const char *name;   /* "cpu", "cuda" */
+
+	/* ---- device and memory ---- */
+
+	int (*count)(void);                      /* usable devices; 0: none */
+	enum dtype (*preferred)(int index);      /* what `-p auto` means there */
+	/* Open device `index` with activation type t; threads 0 = all (CPU).  NULL with err filled. */
+	struct dev *(*open)(int index, enum dtype t, int threads, char *err, size_t n);
+	void (*close)(struct dev *d);
+	enum dtype (*type)(const struct dev *d);
+	/* One line: model, cores or memory, instruction sets, libraries. */
+	void (*describe)(const struct dev *d, char *out, size_t n);
+	uint64_t (*memory)(const struct dev *d); /* bytes free for alloc */
+	void *(*alloc)(struct dev *d, size_t bytes); /* 64-byte aligned, zeroed; NULL on failure */
+	void (*release)(struct dev *d, void *p);
+	void (*put)(struct dev *d, void *dst, const void *host, size_t bytes);
+	void (*get)(struct dev *d, void *host, const void *src, size_t bytes); /* waits */
+	/* `rows` runs of `bytes`, each pair of runs `dst_stride` and `src_stride` bytes apart. */
+	void (*copy2d)(struct dev *d, void *dst, size_t dst_stride, const void *src, size_t src_stride,
+	               size_t bytes, size_t rows);
+	void (*zero)(struct dev *d, void *p, size_t bytes);
+	int (*sync)(struct dev *d, char *err, size_t n); /* 0, or -1 with "op: reason"; clears the error */
+
+	/* ---- elementwise; n elements ---- */
+
+	void (*cast)(struct dev *d, void *y /*T*/, const float *x, size_t n, float scale);   /* y = scale * x */
+	void (*uncast)(struct dev *d, float *y, const void *x /*T*/, size_t n, float scale); /* y = scale * x */
+	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n); /* y = x + gain*r */
+	void (*relu_fwd)(struct dev *d, void *y /*T*/, const float *x, size_t n, int flags); /* y = max(0, x) */
+	void (*relu_bwd)(struct dev *d, void *dx, const void *dy, const void *y, size_t n);  /* all T: dx = y>0 ? dy : 0; in place allowed */
+	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags); /* dx += x>0 ? dy : 0 */
+	/* y = u * sigmoid(1.702 u) (C5, H5), all T; exact 1: erf GELU instead (some published CLIPs). */
+	void (*gelu_fwd)(struct dev *d, void *y, const void *u, size_t n, int exact);
+	void (*gelu_bwd)(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact);
+	/* Bytes to floats: x = rgb * scale[c] + shift[c], c the channel, 3 channels. */
+	void (*pixels)(struct dev *d, float *x, const uint8_t *rgb, size_t n_pixels, const float scale[3], const float shift[3]);
+
+	/* ---- matrix products ---- */
+
+	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL.  Flags F32, OUT_F32, ADD. */
+	void (*linear_fwd)(struct dev *d, void *y /*T*/, const void *x /*T*/, const void *w /*T*/, const float *b,
+	                   size_t rows, int in, int out, int flags);
+	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x; db[out] += column sums of dy. Flag F32. */
+	void (*linear_bwd)(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w,
+	                   size_t rows, int in, int out, int flags);
+	/* u = x w^T + b, y = gelu(u): the MLP's first half, fused where the device can. */
+	void (*linear_gelu_fwd)(struct dev *d, void *y /*T*/, void *u /*T*/, const void *x, const void *w, const float *b,
+	                        size_t rows, int in, int out, int exact);
+
+	/* Convolution, kernel k odd, stride 1, zero padding (k-1)/2: y[N,H,W,out] from x[N,H,W,in],
+	 * w[out,in,k,k] (OIHW, as in state dicts), b[out].  Flags F32, RELU. */
+	void (*conv_fwd)(struct dev *d, void *y /*T*/, const void *x, const void *w, const float *b,
+	                 int N, int H, int W, int in, int out, int k, int flags);
+	/* dy is the gradient of the sum before RELU (apply relu_bwd first).  Flag F32. */
+	void (*conv_bwd)(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w,
+	                 int N, int H, int W, int in, int out, int k, int flags);
+
+	/* ---- pictures ---- */
+
+	/* 2x2 max, stride 2: y[N,H/2,W/2,C] from x[N,H,W,C]; which[...] = 0..3, the place of the first largest. */
+	void (*maxpool_fwd)(struct dev *d, float *y, uint8_t *which, const float *x, int N, int H, int W, int C);
+	void (*maxpool_bwd)(struct dev *d, float *dx, const float *dy, const uint8_t *which, int N, int H, int W, int C);
+	/* Nearest: y[N,2H,2W,C] from x[N,H,W,C]; the adjoint sums. */
+	void (*upsample_fwd)(struct dev *d, float *y, const float *x, int N, int H, int W, int C);
+	void (*upsample_bwd)(struct dev *d, float *dx, const float *dy, int N, int H, int W, int C);
+	/* Blocks of s x s pixels to channels: y[N,H/s,W/s,C*s*s] from x[N,H,W,C], channel index
+	 * (c*s + dy)*s + dx, so that a stride-s s x s convolution is this and a linear on OIHW weights. */
+	void (*space_to_depth)(struct dev *d, float *y, const float *x, int N, int H, int W, int C, int s);
+	/* Its inverse (and adjoint): y[N,H,W,C] from x[N,H/s,W/s,C*s*s]; H, W, C describe y. */
+	void (*depth_to_space)(struct dev *d, float *y, const float *x, int N, int H, int W, int C, int s);
+
+	/* ---- sequences ---- */
+
+	/* h[rows,C] = table[idx[r]] (zero when idx < 0); with add != 0, h +=. */
+	void (*embed_fwd)(struct dev *d, float *h, const float *table, const int32_t *idx, size_t rows, int C, int add);
+	void (*embed_bwd)(struct dev *d, float *dtable, const float *dh, const int32_t *idx, size_t rows, int C);
+	/* Layer norm, eps 1e-5: y[rows,C] (T, or f32 with F32), mean[rows], rstd[rows] from x[rows,C]. */
+	void (*norm_fwd)(struct dev *d, void *y /*T*/, float *mean, float *rstd, const float *x, const float *w, const float *b,
+	                 size_t rows, int C, int flags);
+	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32. */
+	void (*norm_bwd)(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
+	                 const float *mean, const float *rstd, size_t rows, int C, int flags);
+	/* y[B,S,H,D] = softmax(q k^T / sqrt(D)) v over the keys of the mask; qkv[B,S,3,H,D];
+	 * lse[B,H,S] = log of the sum of exp(scores), kept for the backward. */
+	void (*attn_fwd)(struct dev *d, void *y /*T*/, float *lse, const void *qkv /*T*/, int B, int H, int D,
+	                 const struct attn_mask *m);
+	void (*attn_bwd)(struct dev *d, void *dqkv /*T*/, const void *dy, const void *qkv, const void *y, const float *lse,
+	                 int B, int H, int D, const struct attn_mask *m);
+	/* One step of decoding: qkv[B,3,H,D] of state `pos`; its key and value are stored in
+	 * cache[B,S,2,H,D] and y[B,H,D] attends to the states <= pos that the mask allows. */
+	void (*attn_step)(struct dev *d, void *y /*T*/, void *cache /*T*/, const void *qkv /*T*/, int B, int H, int D,
+	                  int pos, const struct attn_mask *m);
+
+	/* ---- losses and draws ---- */
+
+	/* nll[rows] = logsumexp(logits) - logits[target], and dlogits = scale * (softmax - onehot) (T, or f32
+	 * with F32; may be NULL); a target < 0 gives 0 for both.  logits[rows,V] f32. */
+	void (*xent)(struct dev *d, float *nll, void *dlogits, const float *logits, const int32_t *target, size_t rows, int V,
+	             float scale, int flags);
+	/* Symmetric contrastive loss (H1) on sim[B,B] = image . text^T (cosines), logits = exp(s) sim:
+	 * loss[0] = mean over rows and columns of cross-entropy with the diagonal as target.  Pairs i != j with
+	 * group[i] == group[j] (equal captions) are left out of both softmaxes.  dsim[B,B], ds[1] written. */
+	void (*clip_xent)(struct dev *d, float *loss, float *dsim, float *ds, const float *sim, const float *s /*[1]*/,
+	                  const int32_t *group, int B);
+	/* y = x / |x| per row, rnorm[rows] = 1/|x|; dx written. */
+	void (*l2_fwd)(struct dev *d, float *y, float *rnorm, const float *x, size_t rows, int C);
+	void (*l2_bwd)(struct dev *d, float *dx, const float *dy, const float *y, const float *rnorm, size_t rows, int C);
+	/* Gumbel-softmax (B15) and KL to uniform (B16) of logits[rows,V]:
+	 * z = softmax((logits + g) / tau), g from philox(seed, element index, index hi, step, RNG_GUMBEL);
+	 * kl[rows] = sum_k q_k (ln q_k + ln V), q = softmax(logits).  tau = 0: z is the one-hot argmax.
+	 * first_row numbers row 0 of this call for the noise (rows of one step may come in parts). */
+	void (*gumbel_fwd)(struct dev *d, float *z, float *kl, const float *logits, size_t rows, int V, float tau,
+	                   uint64_t seed, uint32_t step, uint64_t first_row);
+	/* dlogits = z (dz - sum dz z) / tau + kl_scale * q_k (ln q_k - sum q ln q). */
+	void (*gumbel_bwd)(struct dev *d, float *dlogits, const float *dz, const float *z, const float *logits, size_t rows,
+	                   int V, float tau, float kl_scale);
+	void (*argmax)(struct dev *d, int32_t *idx, const float *x, size_t rows, int V); /* lowest index on ties */
+	void (*onehot)(struct dev *d, float *z, const int32_t *idx, size_t rows, int V);
+	/* Logit-Laplace (B10, B11): out[n_pixels,6] holds mu RGB, ln b RGB; x[n_pixels,3] in (0,1).
+	 * nll[n_pixels] = sum over RGB of -ln f; dout = scale * d nll/d out, NULL when not wanted. */
+	void (*logit_laplace)(struct dev *d, float *nll, float *dout, const float *out, const float *x, size_t n_pixels,
+	                      float scale);
+	/* rgb[n_pixels,3] = round(255 clamp((sigmoid(mu) - shift) / scale)) from out[n_pixels,6] (B13). */
+	void (*reconstruct)(struct dev *d, uint8_t *rgb, const float *out, size_t n_pixels, float scale, float shift);
+	/* token[r] drawn from logits[r,:]; key[r] identifies the sample.  See struct draw. */
+	void (*draw)(struct dev *d, int32_t *token, const float *logits, const uint64_t *key, size_t rows, int V,
+	             const struct draw *how);
+
+	/* ---- optimizer ---- */
+
+	/* One AdamW update of n weights (D11, C24): decayed w, moments m and v; wt (T copy of w) is rewritten unless
+	 * it is w itself. */
+	void (*adamw)(struct dev *d, float *w, void *wt, float *m, float *v, const float *g, size_t n, const struct adamw *a);
+	void (*sumsq)(struct dev *d, double *sum /*device*/, const float *x, size_t n); /* *sum += sum of x^2 */
+	void (*average)(struct dev *d, float *avg, const float *w, size_t n, float decay); /* avg = decay*avg + (1-decay)*w */
+	void (*sum)(struct dev *d, double *sum /*device*/, const float *x, size_t n);   /* *sum += sum of x */
+};
+
+/* The backend for "auto", "cpu", "cuda" or "cuda:N": its table, and N into *index.  NULL with
+ * err: unknown name, or CUDA asked for and not usable.  "auto" takes CUDA when there is one. */
+const struct ops *ops_find(const char *name, int *index, char *err, size_t n);
+const struct ops *cpu_ops(void);
+
+#endif

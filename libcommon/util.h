@@ -1,0 +1,112 @@
+/* util.h - errors, memory, numbers, files and signals; everything below the
+ * organs and above libc.
+ *
+ * Library code never exits and never prints: it fills a struct error and
+ * returns -1 (or NULL).  Tools turn that into one line and an exit status. */
+#ifndef UTIL_H
+#define UTIL_H
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define DALLE_VERSION "0.1.0"
+
+/* Exit statuses, the same for every tool (man pages, EXIT STATUS). */
+enum status {
+	STATUS_OK = 0,
+	STATUS_FAIL = 1,   /* I/O or run-time failure */
+	STATUS_USAGE = 2,  /* bad option or operand */
+	STATUS_BAD = 3,    /* corrupt, truncated or mismatched input */
+	STATUS_LIMIT = 4,  /* memory, declared size, disk full */
+	STATUS_AGAIN = 75, /* stopped on request after saving: run me again */
+};
+
+struct error {
+	int status;     /* enum status; 0 while nothing has failed */
+	char text[480]; /* "FILE: what is wrong, what was expected" */
+};
+
+/* Record a failure and return -1, so that callers can `return fail(...)`.
+ * The first failure wins: a later one does not overwrite it. */
+int fail(struct error *e, int status, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+/* The same with ": strerror(errno)" appended.  ENOSPC, EDQUOT, EFBIG and ENOMEM
+ * give STATUS_LIMIT, all else STATUS_FAIL. */
+int fail_errno(struct error *e, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* Messages of tools.  program_name is set first thing in main. */
+extern const char *program_name;
+extern int verbosity; /* -1 quiet (-q), 0 normal, 1.. verbose (-v) */
+/* "NAME: text" on stderr; control bytes of file names are escaped. */
+void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same, only when verbosity >= level. */
+void note(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Print e->text as one line and return e->status: `return report(&e);` ends a main. */
+int report(const struct error *e);
+/* Flush and close stdout, checking both; returns status, or STATUS_FAIL/LIMIT after
+ * a message when a write had failed.  The last call of every main. */
+int finish(int status);
+
+/* Memory.  NULL with e filled (STATUS_LIMIT) when there is none; sizes are checked
+ * for overflow.  mem_zero is zero-filled and 64-byte aligned is not promised. */
+void *mem_alloc(size_t count, size_t size, struct error *e);
+void *mem_zero(size_t count, size_t size, struct error *e);
+void *mem_grow(void *old, size_t count, size_t size, struct error *e); /* old stays valid on failure */
+char *mem_string(const char *s, struct error *e);
+
+/* A growing byte buffer; zero-initialise, free with buf_free.  One NUL always follows
+ * the n bytes once anything was added, so that text can be used as a C string. */
+struct buf {
+	uint8_t *p;
+	size_t n, cap;
+};
+int buf_reserve(struct buf *b, size_t extra, struct error *e);
+int buf_add(struct buf *b, const void *p, size_t n, struct error *e);
+int buf_set(struct buf *b, const void *p, size_t n, struct error *e);
+int buf_printf(struct buf *b, struct error *e, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+void buf_free(struct buf *b);
+
+/* Numbers: the whole string or an error; no rubbish after it, no overflow, no NaN.
+ * parse_int takes K, M, G (powers of 1000) and Ki, Mi, Gi (powers of 1024). */
+int parse_int(const char *s, int64_t min, int64_t max, int64_t *out, struct error *e);
+int parse_real(const char *s, double min, double max, double *out, struct error *e);
+
+/* Files.  read_full and write_full hide EINTR and short transfers.
+ * read_full returns the bytes read (less than n only at end of file) or -1. */
+int64_t read_full(int fd, void *p, size_t n, const char *name, struct error *e);
+int write_full(int fd, const void *p, size_t n, const char *name, struct error *e);
+/* A whole file (or stdin for "-") into memory, at most limit bytes. */
+int read_file(const char *path, size_t limit, struct buf *out, struct error *e);
+
+/* An output that appears whole or not at all: path NULL or "-" is stdout; otherwise a
+ * temporary file in the same folder, renamed into place by outfile_commit (which also
+ * fsyncs file and folder).  A path that exists and is not a regular file (/dev/full, a
+ * FIFO) is written directly.  Unfinished temporary files are also removed when a signal
+ * ends the program. */
+struct outfile {
+	int fd;
+	bool regular;    /* writes a new regular file */
+	char *path;      /* final name; "stdout" for messages when there is none */
+	char *temporary; /* NULL when writing directly */
+};
+int outfile_open(struct outfile *f, const char *path, struct error *e);
+int outfile_commit(struct outfile *f, struct error *e);
+void outfile_abort(struct outfile *f);
+
+/* Signals.  signals_install: SIGINT/SIGTERM/SIGHUP remove temporary files and die.
+ * signals_defer: for trainers, SIGTERM, SIGUSR1 and the first SIGINT only set stop_requested. */
+extern volatile sig_atomic_t stop_requested;
+void signals_install(void);
+void signals_defer(void);
+
+double seconds_now(void); /* monotonic */
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+#endif
