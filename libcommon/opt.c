@@ -73,15 +73,15 @@ static bool takes_value(const struct opt *o)
 static void print_default(const struct opt *o)
 {
 	switch (o->kind) {
-	case OPT_K_INT: printf(" [%lld]", (long long)*(int64_t *)o->target); break;
-	case OPT_K_REAL: printf(" [%g]", *(double *)o->target); break;
+	case OPT_K_INT: printf(" [%lld]", (long long)*o->to.integer); break;
+	case OPT_K_REAL: printf(" [%g]", *o->to.real); break;
 	case OPT_K_STRING:
-		if (*(const char **)o->target)
-			printf(" [%s]", *(const char **)o->target);
+		if (*o->to.string)
+			printf(" [%s]", *o->to.string);
 		break;
 	case OPT_K_CHOICE: {
 		const char *s = o->arg;
-		for (int i = *(int *)o->target; i > 0 && s; i--) {
+		for (int i = *o->to.choice; i > 0 && s; i--) {
 			s = strchr(s, '|');
 			s = s ? s + 1 : NULL;
 		}
@@ -141,7 +141,7 @@ static int set_choice(const struct opt *o, const char *value, struct error *e)
 	for (const char *s = o->arg; s; i++) {
 		size_t k = strcspn(s, "|");
 		if (k == n && strncmp(s, value, n) == 0) {
-			*(int *)o->target = i;
+			*o->to.choice = i;
 			return 0;
 		}
 		s = s[k] ? s + k + 1 : NULL;
@@ -153,14 +153,14 @@ static int set_option(const struct opt *o, const char *value, struct error *e)
 {
 	switch (o->kind) {
 	case OPT_K_FLAG:
-		if (o->target)
-			*(bool *)o->target = true;
+		if (o->to.flag)
+			*o->to.flag = true;
 		else
 			verbose_count++;
 		return 0;
-	case OPT_K_INT: return parse_int(value, (int64_t)o->min, (int64_t)o->max, o->target, e);
-	case OPT_K_REAL: return parse_real(value, o->min, o->max, o->target, e);
-	case OPT_K_STRING: *(const char **)o->target = value; return 0;
+	case OPT_K_INT: return parse_int(value, (int64_t)o->min, (int64_t)o->max, o->to.integer, e);
+	case OPT_K_REAL: return parse_real(value, o->min, o->max, o->to.real, e);
+	case OPT_K_STRING: *o->to.string = value; return 0;
 	case OPT_K_CHOICE: return set_choice(o, value, e);
 	default: return 0;
 	}

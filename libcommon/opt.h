@@ -26,18 +26,24 @@ struct opt {
 	char letter;      /* 0: long form only */
 	const char *name; /* every option has a long form */
 	enum opt_kind kind;
-	void *target; /* bool, int64_t, double, const char *, int (index of the choice) */
+	union { /* by kind, so that the compiler checks the target's type */
+		bool *flag;
+		int64_t *integer;
+		double *real;
+		const char **string;
+		int *choice; /* index of the choice */
+	} to;
 	double min, max;
 	const char *arg;  /* "N" in --help; for a choice "a|b|c", which is also the list */
 	const char *help; /* one line, lower case, no full stop */
 };
 
-#define OPT_FLAG(l, n, t, h) {l, n, OPT_K_FLAG, (bool *){t}, 0, 0, NULL, h}
-#define OPT_INT(l, n, t, lo, hi, a, h) {l, n, OPT_K_INT, (int64_t *){t}, lo, hi, a, h}
-#define OPT_REAL(l, n, t, lo, hi, a, h) {l, n, OPT_K_REAL, (double *){t}, lo, hi, a, h}
-#define OPT_STRING(l, n, t, a, h) {l, n, OPT_K_STRING, (const char **){t}, 0, 0, a, h}
-#define OPT_CHOICE(l, n, t, a, h) {l, n, OPT_K_CHOICE, (int *){t}, 0, 0, a, h}
-#define OPT_END {0, NULL, OPT_K_END, NULL, 0, 0, NULL, NULL}
+#define OPT_FLAG(l, n, t, h) {l, n, OPT_K_FLAG, {.flag = t}, 0, 0, NULL, h}
+#define OPT_INT(l, n, t, lo, hi, a, h) {l, n, OPT_K_INT, {.integer = t}, lo, hi, a, h}
+#define OPT_REAL(l, n, t, lo, hi, a, h) {l, n, OPT_K_REAL, {.real = t}, lo, hi, a, h}
+#define OPT_STRING(l, n, t, a, h) {l, n, OPT_K_STRING, {.string = t}, 0, 0, a, h}
+#define OPT_CHOICE(l, n, t, a, h) {l, n, OPT_K_CHOICE, {.choice = t}, 0, 0, a, h}
+#define OPT_END {0, NULL, OPT_K_END, {NULL}, 0, 0, NULL, NULL}
 #define OPT_OUTPUT(t) OPT_STRING('o', "output", t, "FILE", "write to FILE instead of stdout")
 
 /* Where a model runs: the same four options for every such tool. */
