@@ -1,0 +1,29 @@
+/* loader.h - training records in shuffled order, the same order for the same seed, resumable at any batch.
+ * Files with a seek table are shuffled by frame plus buffer and may be larger than memory; smaller data and
+ * pipes are kept in memory (up to memory_limit; a larger pipe is one pass in buffered order). */
+#ifndef LOADER_H
+#define LOADER_H
+
+#include "stream.h"
+
+struct loader;
+struct loader_state {
+	uint64_t epoch;    /* passes completed */
+	uint64_t position; /* records given in this pass */
+};
+/* files as reader_open; all parts must agree. */
+struct loader *loader_open(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e);
+const struct header *loader_header(const struct loader *l);
+const char *loader_name(const struct loader *l);   /* for messages */
+uint64_t loader_records(const struct loader *l); /* in one pass; 0 when unknown (a pipe of one pass) */
+/* The next n records of the endless shuffled sequence into batch[0..n-1] (borrowed until the next call).
+ * Returns n, fewer only at the end of a one-pass pipe (0 then), -1 on failure. */
+int loader_next(struct loader *l, const struct record **batch, int n, struct error *e);
+struct loader_state loader_state(const struct loader *l);
+int loader_restore(struct loader *l, struct loader_state s, struct error *e);
+/* In file order, once, for evaluation: restart and read. */
+int loader_rewind(struct loader *l, struct error *e);
+int loader_next_in_order(struct loader *l, const struct record **batch, int n, struct error *e);
+void loader_close(struct loader *l);
+
+#endif

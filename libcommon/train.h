@@ -1,0 +1,97 @@
+/* train.h - the loop all trainers share: batches, learning rate, clipping, AdamW, weight average, evaluation, early
+ * stop, log, checkpoints, exact resume, signals.  A model brings a struct trainee.
+ *
+ * One file is checkpoint and model: while unfinished it holds the averaged weights under their own names (so that it
+ * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
+ * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
+ * complete" (status 0) for a finished one. */
+#ifndef TRAIN_H
+#define TRAIN_H
+
+#include <jansson.h>
+
+#include "loader.h"
+#include "opt.h"
+#include "weights.h"
+
+#define METRICS_MAX 16
+struct metrics {
+	struct {
+		const char *name; /* static: "loss", "kl", "codes" */
+		double value;
+	} at[METRICS_MAX];
+	int n;
+};
+void metrics_set(struct metrics *m, const char *name, double value);
+double metrics_get(const struct metrics *m, const char *name); /* NaN when absent */
+
+/* Options of every trainer, see OPT_TRAIN. */
+struct train_options {
+	const char *output, *log, *eval;
+	int64_t steps;     /* 0: from epochs */
+	double epochs;     /* used when steps is 0 */
+	double lr;         /* peak step size; 0: the preset's */
+	int64_t warmup;    /* -1: the preset's */
+	int64_t save_every, eval_every, patience; /* 0: never / off */
+	int64_t seed;
+	int64_t accumulate; /* batches per update */
+	bool restart;      /* ignore an unfinished file */
+	bool dry_run;
+};
+#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, false, false}
+#define OPT_TRAIN(t) \
+	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
+	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
+	OPT_REAL(0, "epochs", &(t)->epochs, 0, 1e9, "X", "passes over the data when --steps is 0"), \
+	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size, 0 for the preset's"), \
+	OPT_INT(0, "warmup", &(t)->warmup, -1, 1e12, "N", "updates of linear warm-up, -1 for the preset's"), \
+	OPT_STRING(0, "log", &(t)->log, "FILE", "append one JSON object per line to FILE"), \
+	OPT_STRING(0, "eval", &(t)->eval, "FILE", "held-out stream to evaluate on"), \
+	OPT_INT(0, "eval-every", &(t)->eval_every, 0, 1e12, "N", "updates between evaluations, 0 for once a pass"), \
+	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 never"), \
+	OPT_INT(0, "save-every", &(t)->save_every, 0, 1e12, "N", "updates between checkpoints, 0 for the end only"), \
+	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
+	OPT_INT('s', "seed", &(t)->seed, 0, INT64_MAX, "N", "seed of weights, order and noise"), \
+	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
+	OPT_FLAG(0, "dry-run", &(t)->dry_run, "print the memory plan and exit")
+
+struct train_step {
+	int64_t step;  /* of this update, from 0 */
+	int64_t steps; /* in all */
+	uint64_t seed;
+	int part, parts; /* which of the accumulated batches this is */
+};
+
+struct trainee {
+	const char *kind; /* "dvae", "dalle", "clip" */
+	void *model;
+	struct params *params;
+	json_t *config;                      /* owned by the caller */
+	const char *text_id, *image_id;      /* "" when none; written into the file */
+	int batch;                           /* records per step() call */
+	float beta1, beta2, eps, decay, v_max; /* AdamW */
+	float clip;                          /* global norm; 0: none */
+	float average_decay;                 /* of one averaging */
+	int average_every;                   /* updates */
+	uint64_t activation_bytes;           /* for the memory plan */
+	/* Step size of this update. */
+	double (*lr)(const void *model, const struct train_step *s);
+	/* Loss of n records divided by s->parts, gradients added into params; metrics set (with "loss"). */
+	int (*step)(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
+	            struct error *e);
+	/* Sums of per-record metrics over n records: the trainer divides by the number of records at the end. NULL: no
+	 * evaluation.  "loss" decides early stop. */
+	int (*evaluate)(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e);
+	/* Called with averaged weights after each evaluation and at the end; may be NULL (previews). */
+	int (*preview)(void *model, const struct train_step *s, struct error *e);
+};
+
+/* The whole run.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal (saved), or e->status. */
+int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);
+
+/* Schedules.  Cosine of recipe B18: from v0 at 0 to v1 at T, then constant. */
+double schedule_cosine(double v0, double v1, double t, double T);
+/* Linear warm-up over `warmup` updates to 1, then cosine to `end` at `steps`. */
+double schedule_warmup_cosine(int64_t step, int64_t warmup, int64_t steps, double end);
+
+#endif
