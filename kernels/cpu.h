@@ -1,0 +1,90 @@
+/* cpu.h - inside the CPU backend: the device, its scratch memory and sticky error, and the
+ * entries that the reference files define.  Nothing outside kernels/ and tests/ includes this.
+ *
+ * Each entry NAME of struct ops is a function cpu_NAME with exactly the type of that entry,
+ * declared here and entered into the table by cpu.c; see OPS_ENTRIES for the files they live in. */
+#ifndef CPU_H
+#define CPU_H
+
+#include "convert.h"
+#include "ops.h"
+
+enum { SCRATCH_CHUNKS = 32 };
+
+struct scratch_mark {
+	int chunk;
+	size_t used;
+};
+
+struct dev {
+	enum dtype type; /* of T operands without OP_F32 */
+	int threads;     /* at least 1; give it to every `omp parallel` as num_threads */
+	struct {
+		char *base;
+		size_t size, used;
+	} chunk[SCRATCH_CHUNKS];
+	int chunks;          /* in use or kept; 0 before the first piece */
+	int current;         /* chunk that the next piece is cut from */
+	char error[256];     /* "op: reason" of the first failure; empty: none */
+	void *accelerator;   /* state of an overriding library; NULL: none yet */
+	void (*accelerator_close)(struct dev *d);
+};
+
+/* The type of this call's T operands. */
+static inline enum dtype cpu_type(const struct dev *d, int flags)
+{
+	return flags & OP_F32 ? DT_F32 : d->type;
+}
+
+/* Keep the first failure for sync(). */
+void cpu_fail(struct dev *d, const char *op, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Scratch memory of one op, 64-byte aligned, not zeroed; NULL (and a sticky error in op's name) when there
+ * is none.  Pieces stay valid until cpu_scratch_end with the mark taken before them.  The memory is
+ * kept for later ops, so that steady state allocates nothing:
+ *     struct scratch_mark m = cpu_scratch_begin(d);
+ *     float *t = cpu_scratch(d, "conv_fwd", bytes);
+ *     ...
+ *     cpu_scratch_end(d, m);
+ * To be called outside of parallel regions. */
+struct scratch_mark cpu_scratch_begin(struct dev *d);
+void *cpu_scratch(struct dev *d, const char *op, size_t bytes);
+void cpu_scratch_end(struct dev *d, struct scratch_mark m);
+
+/* Every entry of struct ops, by the file that defines its reference; the plugin loader names a missing one by this list. */
+#define OPS_ENTRIES(X)                                                                             \
+	/* cpu.c */                                                                                \
+	X(count) X(preferred) X(open) X(close) X(type) X(describe) X(memory) X(alloc) X(release)   \
+	X(put) X(get) X(copy2d) X(zero) X(sync)                                                    \
+	/* elem.c */                                                                               \
+	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
+	X(pixels) X(embed_fwd) X(embed_bwd)                                                        \
+	/* matmul.c */                                                                             \
+	X(linear_fwd) X(linear_bwd) X(linear_gelu_fwd)                                             \
+	/* conv.c */                                                                               \
+	X(conv_fwd) X(conv_bwd) X(maxpool_fwd) X(maxpool_bwd) X(upsample_fwd) X(upsample_bwd)      \
+	X(space_to_depth) X(depth_to_space)                                                        \
+	/* norm.c */                                                                               \
+	X(norm_fwd) X(norm_bwd) X(l2_fwd) X(l2_bwd)                                                \
+	/* attn.c */                                                                               \
+	X(attn_fwd) X(attn_bwd) X(attn_step)                                                       \
+	/* loss.c */                                                                               \
+	X(xent) X(clip_xent) X(argmax) X(onehot) X(draw)                                           \
+	/* latent.c */                                                                             \
+	X(gumbel_fwd) X(gumbel_bwd) X(logit_laplace) X(reconstruct)                                \
+	/* optim.c */                                                                              \
+	X(adamw) X(sumsq) X(average) X(sum)
+
+#define OPS_DECLARE(name) __typeof__(*((struct ops *)0)->name) cpu_##name;
+OPS_ENTRIES(OPS_DECLARE)
+#undef OPS_DECLARE
+
+/* The table of references alone, without oneDNN: what overriding entries are tested against. */
+const struct ops *cpu_reference_ops(void);
+
+/* dnnl.c: replace the entries that oneDNN does better. */
+void dnnl_override(struct ops *o);
+/* dnnl.c: append "; oneDNN 2.6.3 (avx2)" to a description. */
+void dnnl_describe(char *out, size_t n);
+
+#endif
