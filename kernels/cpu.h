@@ -2,7 +2,7 @@
  * entries that the reference files define.  Nothing outside kernels/ and tests/ includes this.
  *
  * Each entry NAME of struct ops is a function cpu_NAME with exactly the type of that entry,
- * declared here and entered into the table by cpu.c; see OPS_ENTRIES for the files they live in. */
+ * declared here and entered into the table by cpu.c; ENTRIES_X lists those of the file x.c. */
 #ifndef CPU_H
 #define CPU_H
 
@@ -31,7 +31,7 @@ struct dev {
 };
 
 /* The type of this call's T operands. */
-static inline enum dtype cpu_type(const struct dev *d, int flags)
+static inline enum dtype call_type(const struct dev *d, int flags)
 {
 	return flags & OP_F32 ? DT_F32 : d->type;
 }
@@ -51,29 +51,25 @@ struct scratch_mark cpu_scratch_begin(struct dev *d);
 void *cpu_scratch(struct dev *d, const char *op, size_t bytes);
 void cpu_scratch_end(struct dev *d, struct scratch_mark m);
 
-/* Every entry of struct ops, by the file that defines its reference; the plugin loader names a missing one by this list. */
-#define OPS_ENTRIES(X)                                                                             \
-	/* cpu.c */                                                                                \
+/* Every entry of struct ops, by the file that defines its reference. */
+#define ENTRIES_CPU(X)                                                                             \
 	X(count) X(preferred) X(open) X(close) X(type) X(describe) X(memory) X(alloc) X(release)   \
-	X(put) X(get) X(copy2d) X(zero) X(sync)                                                    \
-	/* elem.c */                                                                               \
+	X(put) X(get) X(copy2d) X(zero) X(sync)
+#define ENTRIES_ELEM(X)                                                                            \
 	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
-	X(pixels) X(embed_fwd) X(embed_bwd)                                                        \
-	/* matmul.c */                                                                             \
-	X(linear_fwd) X(linear_bwd) X(linear_gelu_fwd)                                             \
-	/* conv.c */                                                                               \
+	X(pixels) X(embed_fwd) X(embed_bwd)
+#define ENTRIES_MATMUL(X) X(linear_fwd) X(linear_bwd) X(linear_gelu_fwd)
+#define ENTRIES_CONV(X)                                                                            \
 	X(conv_fwd) X(conv_bwd) X(maxpool_fwd) X(maxpool_bwd) X(upsample_fwd) X(upsample_bwd)      \
-	X(space_to_depth) X(depth_to_space)                                                        \
-	/* norm.c */                                                                               \
-	X(norm_fwd) X(norm_bwd) X(l2_fwd) X(l2_bwd)                                                \
-	/* attn.c */                                                                               \
-	X(attn_fwd) X(attn_bwd) X(attn_step)                                                       \
-	/* loss.c */                                                                               \
-	X(xent) X(clip_xent) X(argmax) X(onehot) X(draw)                                           \
-	/* latent.c */                                                                             \
-	X(gumbel_fwd) X(gumbel_bwd) X(logit_laplace) X(reconstruct)                                \
-	/* optim.c */                                                                              \
-	X(adamw) X(sumsq) X(average) X(sum)
+	X(space_to_depth) X(depth_to_space)
+#define ENTRIES_NORM(X) X(norm_fwd) X(norm_bwd) X(l2_fwd) X(l2_bwd)
+#define ENTRIES_ATTN(X) X(attn_fwd) X(attn_bwd) X(attn_step)
+#define ENTRIES_LOSS(X) X(xent) X(clip_xent) X(argmax) X(onehot) X(draw)
+#define ENTRIES_LATENT(X) X(gumbel_fwd) X(gumbel_bwd) X(logit_laplace) X(reconstruct)
+#define ENTRIES_OPTIM(X) X(adamw) X(sumsq) X(average) X(sum)
+#define OPS_ENTRIES(X)                                                                             \
+	ENTRIES_CPU(X) ENTRIES_ELEM(X) ENTRIES_MATMUL(X) ENTRIES_CONV(X) ENTRIES_NORM(X)           \
+	ENTRIES_ATTN(X) ENTRIES_LOSS(X) ENTRIES_LATENT(X) ENTRIES_OPTIM(X)
 
 #define OPS_DECLARE(name) __typeof__(*((struct ops *)0)->name) cpu_##name;
 OPS_ENTRIES(OPS_DECLARE)
