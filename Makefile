@@ -12,7 +12,7 @@ WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wno-unused-parameter
 BUILD    ?= build
 
 # ---- probes: each compiles the calls that we use ----
-probe = $(shell printf '%s\n' '$(1)' | $(CC) -x c - $(2) -o /dev/null >/dev/null 2>&1 && echo 1 || echo 0)
+probe = $(shell printf '%b\n' '$(1)' | $(CC) -x c - $(2) -o /dev/null >/dev/null 2>&1 && echo 1 || echo 0)
 H     := \#include
 ONEDNN ?= $(call probe,$(H) <dnnl.h>\nint main(void){return dnnl_version()==0;},-ldnnl)
 OPENMP ?= $(call probe,$(H) <omp.h>\nint main(void){return omp_get_max_threads()==0;},-fopenmp)

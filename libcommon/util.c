@@ -410,7 +410,7 @@ int outfile_commit(struct outfile *f, struct error *e)
 		f->fd = -1;
 	} else if (!f->temporary) {
 		r = close_checked(f, e);
-	} else if (fsync(f->fd)) {
+	} else if (!f->relaxed && fsync(f->fd)) {
 		r = fail_errno(e, "%s", f->path);
 	} else if (close_checked(f, e)) {
 		r = -1;
@@ -420,7 +420,7 @@ int outfile_commit(struct outfile *f, struct error *e)
 		forget(f->temporary);
 		free(f->temporary);
 		f->temporary = NULL;
-		r = sync_folder(f->path, e);
+		r = f->relaxed ? 0 : sync_folder(f->path, e);
 	}
 	outfile_abort(f);
 	return r;

@@ -92,6 +92,7 @@ int read_file(const char *path, size_t limit, struct buf *out, struct error *e);
 struct outfile {
 	int fd;
 	bool regular;    /* writes a new regular file */
+	bool relaxed;    /* set after opening: no fsync, for many small files that can be made again */
 	char *path;      /* final name; "stdout" for messages when there is none */
 	char *temporary; /* NULL when writing directly */
 };
