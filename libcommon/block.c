@@ -1,0 +1,323 @@
+/* block.c - the transformer stack (block.h): forward, backward with optional recomputation, and decoding with
+ * caches, as straight lists of op calls.  The residual stream is f32 and every resblock adds to it; a resblock's
+ * input is kept because its norm's backward needs it. */
+#include "block.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- weights ---- */
+
+void stack_init_child(struct stack_config *c)
+{
+	float in = 0.125f / sqrtf((float)c->width), depth = sqrtf(2.0f * (float)c->layers);
+	float hidden = (float)(c->hidden ? c->hidden : 4 * c->width);
+	c->std_qkv = c->std_up = in;
+	c->std_out = in / depth;
+	c->std_down = 0.125f / sqrtf(hidden) / depth;
+}
+
+void stack_init_clip(struct stack_config *c)
+{
+	float in = 1 / sqrtf((float)c->width);
+	c->std_qkv = in;
+	c->std_out = c->std_down = in / sqrtf(2.0f * (float)c->layers);
+	c->std_up = in / sqrtf(2);
+}
+
+static int check_config(const struct stack_config *c, struct error *e)
+{
+	if (c->layers < 1 || c->layers > STACK_MAX_LAYERS)
+		return fail(e, STATUS_BAD, "%d layers: expected 1 to %d", c->layers, STACK_MAX_LAYERS);
+	if (c->width < 1 || c->heads < 1 || c->width % c->heads)
+		return fail(e, STATUS_BAD, "width %d is not a multiple of %d heads", c->width, c->heads);
+	for (int i = 1; i < c->layers; i++)
+		if (attn_length(&c->masks[i]) != attn_length(&c->masks[0]))
+			return fail(e, STATUS_BAD, "attention masks of layers 0 and %d differ in length", i);
+	return 0;
+}
+
+static int layer_rows(struct stack_layer *l, struct params *p, const char *prefix, int i, int block,
+                      const struct stack_config *c, struct error *e)
+{
+	int64_t C = c->width, F = c->hidden;
+#define ROW(slot, kind, std, half, rank, name, ...) \
+	params_add(p, &l->slot, kind, std, block + half, rank, (int64_t[]){__VA_ARGS__}, e, "%s%d." name, prefix, i)
+	if (ROW(norm1_w, PARAM_GAIN, 0, 0, 1, "norm1.weight", C) || ROW(norm1_b, PARAM_BIAS, 0, 0, 1, "norm1.bias", C) ||
+	    ROW(qkv_w, PARAM_MATRIX, c->std_qkv, 0, 2, "attn.qkv.weight", 3 * C, C) ||
+	    ROW(qkv_b, PARAM_BIAS, 0, 0, 1, "attn.qkv.bias", 3 * C) ||
+	    ROW(out_w, PARAM_MATRIX, c->std_out, 0, 2, "attn.out.weight", C, C) ||
+	    ROW(out_b, PARAM_BIAS, 0, 0, 1, "attn.out.bias", C) || ROW(norm2_w, PARAM_GAIN, 0, 1, 1, "norm2.weight", C) ||
+	    ROW(norm2_b, PARAM_BIAS, 0, 1, 1, "norm2.bias", C) ||
+	    ROW(up_w, PARAM_MATRIX, c->std_up, 1, 2, "mlp.up.weight", F, C) ||
+	    ROW(up_b, PARAM_BIAS, 0, 1, 1, "mlp.up.bias", F) ||
+	    ROW(down_w, PARAM_MATRIX, c->std_down, 1, 2, "mlp.down.weight", C, F) ||
+	    ROW(down_b, PARAM_BIAS, 0, 1, 1, "mlp.down.bias", C))
+		return -1;
+#undef ROW
+	return 0;
+}
+
+int stack_rows(struct stack *s, struct params *p, const char *prefix, int first_resblock, const struct stack_config *c,
+               struct error *e)
+{
+	*s = (struct stack){.c = *c, .params = p};
+	if (check_config(c, e))
+		return -1;
+	if (!s->c.hidden)
+		s->c.hidden = 4 * c->width;
+	s->layer = mem_zero((size_t)c->layers, sizeof *s->layer, e);
+	if (!s->layer)
+		return -1;
+	for (int i = 0; i < c->layers; i++) {
+		s->layer[i].mask = c->masks[i];
+		if (layer_rows(&s->layer[i], p, prefix, i, first_resblock + 2 * i, &s->c, e))
+			return -1;
+	}
+	s->c.masks = NULL;
+	return 0;
+}
+
+void stack_free(struct stack *s)
+{
+	free(s->layer);
+	*s = (struct stack){0};
+}
+
+/* ---- activation memory ---- */
+
+static size_t wide(const struct stack *s)
+{
+	size_t F = (size_t)s->c.hidden, q = 3 * (size_t)s->c.width;
+	return F > q ? F : q;
+}
+
+/* What the inside of one layer's two resblocks keeps for the backward. */
+static void take_inner(struct stack_layer *l, const struct stack *s, struct arena *a, size_t rows)
+{
+	size_t C = (size_t)s->c.width, F = (size_t)s->c.hidden, H = (size_t)s->c.heads;
+	size_t t = dtype_bytes(s->params->ops->type(s->params->dev));
+	l->n1 = arena_take_n(a, rows, C * t);
+	l->mean1 = arena_take_n(a, rows, 4);
+	l->rstd1 = arena_take_n(a, rows, 4);
+	l->qkv = arena_take_n(a, rows, 3 * C * t);
+	l->lse = arena_take_n(a, rows, H * 4);
+	l->att = arena_take_n(a, rows, C * t);
+	l->n2 = arena_take_n(a, rows, C * t);
+	l->mean2 = arena_take_n(a, rows, 4);
+	l->rstd2 = arena_take_n(a, rows, 4);
+	l->u = arena_take_n(a, rows, F * t);
+	l->a = arena_take_n(a, rows, F * t);
+}
+
+static void share_inner(struct stack_layer *l, const struct stack_layer *from)
+{
+	l->n1 = from->n1, l->mean1 = from->mean1, l->rstd1 = from->rstd1;
+	l->qkv = from->qkv, l->lse = from->lse, l->att = from->att;
+	l->n2 = from->n2, l->mean2 = from->mean2, l->rstd2 = from->rstd2;
+	l->u = from->u, l->a = from->a;
+}
+
+static void layout_shared(struct stack *s, struct arena *a, size_t rows)
+{
+	s->h = arena_take_n(a, rows, (size_t)s->c.width * 4);
+	take_inner(&s->layer[0], s, a, rows);
+	for (int i = 0; i < s->c.layers; i++) {
+		share_inner(&s->layer[i], &s->layer[0]);
+		s->layer[i].x1 = s->layer[i].x2 = s->h; /* nothing is kept: the stream is updated in place */
+	}
+}
+
+static void layout_train(struct stack *s, struct arena *a, size_t rows)
+{
+	size_t C = (size_t)s->c.width, t = dtype_bytes(s->params->ops->type(s->params->dev));
+	for (int i = 0; i < s->c.layers; i++) {
+		struct stack_layer *l = &s->layer[i];
+		l->x1 = arena_take_n(a, rows, C * 4);
+		l->x2 = arena_take_n(a, rows, C * 4);
+		if (i == 0 || !s->c.recompute)
+			take_inner(l, s, a, rows);
+		else
+			share_inner(l, &s->layer[0]);
+	}
+	s->h = arena_take_n(a, rows, C * 4);
+	s->g1 = arena_take_n(a, rows, wide(s) * t);
+	s->g2 = arena_take_n(a, rows, wide(s) * t);
+	s->g3 = arena_take_n(a, rows, C * t);
+}
+
+void stack_layout(struct stack *s, struct arena *a, enum stack_use use, int B, int S)
+{
+	size_t rows = (size_t)B * (size_t)S;
+	s->S = S;
+	if (use == STACK_TRAIN)
+		layout_train(s, a, rows);
+	else
+		layout_shared(s, a, rows);
+}
+
+void stack_layout_decode(struct stack *s, struct arena *a, int B, int S, size_t rows)
+{
+	size_t t = dtype_bytes(s->params->ops->type(s->params->dev));
+	s->S = S;
+	layout_shared(s, a, rows > (size_t)B ? rows : (size_t)B);
+	for (int i = 0; i < s->c.layers; i++)
+		s->layer[i].cache = arena_take_n(a, (size_t)B * (size_t)S, 2 * (size_t)s->c.width * t);
+}
+
+/* ---- forward ---- */
+
+/* Everything of the attention resblock but its last product; `step` < 0 for whole sequences. */
+static void attention_inner(const struct stack *s, const struct stack_layer *l, int B, int S, const struct attn_mask *m,
+                            int step)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	int C = s->c.width, H = s->c.heads;
+	size_t rows = (size_t)B * (size_t)S;
+	ops->norm_fwd(d, l->n1, l->mean1, l->rstd1, l->x1, l->norm1_w->w, l->norm1_b->w, rows, C, 0); /* (rows, C) */
+	ops->linear_fwd(d, l->qkv, l->n1, l->qkv_w->t, l->qkv_b->w, rows, C, 3 * C, 0);               /* (rows, 3C) */
+	if (step < 0)
+		ops->attn_fwd(d, l->att, l->lse, l->qkv, B, H, C / H, m);                              /* (rows, C) */
+	else
+		ops->attn_step(d, l->att, l->cache, l->qkv, B, H, C / H, step, m);                     /* (B, C) */
+}
+
+static void mlp_inner(const struct stack *s, const struct stack_layer *l, size_t rows)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	int C = s->c.width, F = s->c.hidden;
+	ops->norm_fwd(d, l->n2, l->mean2, l->rstd2, l->x2, l->norm2_w->w, l->norm2_b->w, rows, C, 0);    /* (rows, C) */
+	ops->linear_gelu_fwd(d, l->a, l->u, l->n2, l->up_w->t, l->up_b->w, rows, C, F, s->c.exact_gelu); /* (rows, F) */
+}
+
+/* y = x + a w^T + b on the residual stream; y may be x. */
+static void add_product(const struct stack *s, float *y, const float *x, const void *a, const struct param *w,
+                        const struct param *b, size_t rows, int in)
+{
+	const struct ops *ops = s->params->ops;
+	size_t bytes = rows * (size_t)s->c.width * 4;
+	if (y != x)
+		ops->copy2d(s->params->dev, y, bytes, x, bytes, bytes, 1);
+	ops->linear_fwd(s->params->dev, y, a, w->t, b->w, rows, in, s->c.width, OP_ADD);
+}
+
+static void layer_forward(const struct stack *s, int i, int B, int S, const struct attn_mask *m, int step)
+{
+	const struct stack_layer *l = &s->layer[i];
+	float *next = i + 1 < s->c.layers ? s->layer[i + 1].x1 : s->h;
+	size_t rows = (size_t)B * (size_t)S;
+	attention_inner(s, l, B, S, m, step);
+	add_product(s, l->x2, l->x1, l->att, l->out_w, l->out_b, rows, s->c.width); /* (rows, C) */
+	mlp_inner(s, l, rows);
+	add_product(s, next, l->x2, l->a, l->down_w, l->down_b, rows, s->c.hidden); /* (rows, C) */
+}
+
+float *stack_input(const struct stack *s)
+{
+	return s->layer[0].x1;
+}
+
+const float *stack_forward(struct stack *s, int B)
+{
+	for (int i = 0; i < s->c.layers; i++)
+		layer_forward(s, i, B, s->S, &s->layer[i].mask, -1);
+	return s->h;
+}
+
+/* ---- backward ---- */
+
+/* dh as T for a product: itself when T is f32 (it is read before it is next written). */
+static const void *as_type(const struct stack *s, const float *dh, size_t n)
+{
+	if (s->params->ops->type(s->params->dev) == DT_F32)
+		return dh;
+	s->params->ops->cast(s->params->dev, s->g3, dh, n, 1);
+	return s->g3;
+}
+
+static void mlp_backward(const struct stack *s, const struct stack_layer *l, float *dh, size_t rows)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	int C = s->c.width, F = s->c.hidden;
+	const void *dy = as_type(s, dh, rows * (size_t)C);
+	ops->linear_bwd(d, s->g1, l->down_w->g, l->down_b->g, dy, l->a, l->down_w->t, rows, F, C, 0); /* da (rows, F) */
+	ops->gelu_bwd(d, s->g2, s->g1, l->u, rows * (size_t)F, s->c.exact_gelu);                      /* du (rows, F) */
+	ops->linear_bwd(d, s->g3, l->up_w->g, l->up_b->g, s->g2, l->n2, l->up_w->t, rows, C, F, 0);   /* dn (rows, C) */
+	ops->norm_bwd(d, dh, l->norm2_w->g, l->norm2_b->g, s->g3, l->x2, l->norm2_w->w, l->mean2, l->rstd2, rows, C, OP_ADD);
+}
+
+static void attention_backward(const struct stack *s, const struct stack_layer *l, float *dh, int B)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	int C = s->c.width, H = s->c.heads;
+	size_t rows = (size_t)B * (size_t)s->S;
+	const void *dy = as_type(s, dh, rows * (size_t)C);
+	ops->linear_bwd(d, s->g1, l->out_w->g, l->out_b->g, dy, l->att, l->out_w->t, rows, C, C, 0);        /* datt */
+	ops->attn_bwd(d, s->g2, s->g1, l->qkv, l->att, l->lse, B, H, C / H, &l->mask);                      /* dqkv */
+	ops->linear_bwd(d, s->g3, l->qkv_w->g, l->qkv_b->g, s->g2, l->n1, l->qkv_w->t, rows, C, 3 * C, 0);  /* dn */
+	ops->norm_bwd(d, dh, l->norm1_w->g, l->norm1_b->g, s->g3, l->x1, l->norm1_w->w, l->mean1, l->rstd1, rows, C, OP_ADD);
+	/* Its gradient is zero but for rounding, which Adam would blow up to full steps. */
+	if (!s->c.key_bias)
+		ops->zero(d, l->qkv_b->g + C, (size_t)C * 4);
+}
+
+void stack_backward(struct stack *s, float *dh, int B)
+{
+	size_t rows = (size_t)B * (size_t)s->S;
+	for (int i = s->c.layers - 1; i >= 0; i--) {
+		const struct stack_layer *l = &s->layer[i];
+		if (s->c.recompute)
+			mlp_inner(s, l, rows);
+		mlp_backward(s, l, dh, rows);
+		if (s->c.recompute)
+			attention_inner(s, l, B, s->S, &l->mask, -1);
+		attention_backward(s, l, dh, B);
+	}
+}
+
+/* ---- decoding ---- */
+
+/* The layer's mask for sequences that end after `image_rows` rows of the picture: raster order makes it the same
+ * mask with a lower grid.  Text alone is plain causal (C12). */
+static struct attn_mask shortened(const struct attn_mask *m, int n_text, int grid_w, int image_rows)
+{
+	struct attn_mask r = *m;
+	if (m->kind == ATTN_CAUSAL || image_rows == 0)
+		return (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = n_text + grid_w * image_rows};
+	r.grid_h = image_rows;
+	return r;
+}
+
+/* Keys and values (the last 2C of each state's 3C) of the first n states into one sequence's cache. */
+static void fill_cache(const struct stack *s, const struct stack_layer *l, int from, int n, int to)
+{
+	const struct ops *ops = s->params->ops;
+	size_t c = (size_t)s->c.width * dtype_bytes(ops->type(s->params->dev));
+	const char *src = (const char *)l->qkv + (size_t)from * (size_t)n * 3 * c + c;
+	char *dst = (char *)l->cache + (size_t)to * (size_t)s->S * 2 * c;
+	ops->copy2d(s->params->dev, dst, 2 * c, src, 3 * c, 2 * c, (size_t)n);
+}
+
+void stack_prefill(struct stack *s, int B, int n_text, int grid_w, int image_rows, const int *first)
+{
+	int n = n_text + grid_w * image_rows;
+	for (int i = 0; i < s->c.layers; i++) {
+		const struct stack_layer *l = &s->layer[i];
+		struct attn_mask m = shortened(&l->mask, n_text, grid_w, image_rows);
+		layer_forward(s, i, B, n, &m, -1);
+		for (int b = 0; b < B; b++)
+			for (int to = first[b]; to < first[b + 1]; to++)
+				fill_cache(s, l, b, n, to);
+	}
+}
+
+const float *stack_step(struct stack *s, int B, int pos)
+{
+	for (int i = 0; i < s->c.layers; i++)
+		layer_forward(s, i, B, 1, &s->layer[i].mask, pos);
+	return s->h;
+}
