@@ -8,6 +8,8 @@
  *	g     f32 gradients                          training
  *	m v   f32 Adam moments                       training
  *	avg   f32 averaged weights                   training
+ *
+ * Models reach tensors through their rows at every call (row->w, row->t): params_swap_average exchanges these pointers.
  */
 #ifndef PARAMS_H
 #define PARAMS_H
@@ -46,12 +48,13 @@ struct params {
 	bool training;
 	float *w, *g, *m, *v, *avg; /* the blocks */
 	void *t;
+	size_t t_bytes; /* of block t; 0: none */
 	double *sum; /* [1] device scratch for norms */
 	struct param ***slots; /* where the models keep their row pointers; filled by params_build */
 	int cap;
 };
 
-/* Add a row.  *slot points to the finished row after params_build.  Shapes are checked for
+/* Add a row to the zero-initialised p.  *slot (slot may be NULL) points to the finished row after params_build.  Shapes are checked for
  * positive sizes and overflow. */
 int params_add(struct params *p, struct param **slot, enum param_kind kind, float init, int resblock, int rank,
                const int64_t *shape, struct error *e, const char *name_fmt, ...) __attribute__((format(printf, 9, 10)));
@@ -70,7 +73,7 @@ int params_grad_norm(struct params *p, double *norm, struct error *e);
 /* One AdamW update of every row; decay only where the kind says so. */
 void params_update(struct params *p, const struct adamw *a);
 void params_average(struct params *p, float decay); /* avg = decay*avg + (1-decay)*w */
-/* Exchange w and avg (evaluation with averaged weights), and refresh.  Call again to go back. */
+/* Exchange w and avg (evaluation with averaged weights) in every row, and refresh.  Call again to go back. */
 void params_swap_average(struct params *p);
 /* Elements without padding: the model's parameter count. */
 uint64_t params_count(const struct params *p);

@@ -4,7 +4,23 @@
  * One file is checkpoint and model: while unfinished it holds the averaged weights under their own names (so that it
  * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
  * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
- * complete" (status 0) for a finished one. */
+ * complete" (status 0) for a finished one.  A command that would compute something else (other config, data, seed,
+ * batch, number of updates or step sizes) is refused, naming what differs and --restart.
+ *
+ * A trainer's main:
+ *
+ *	device_open(&run, &ops, &dev, &e)
+ *	... params_add for every tensor; arena plan of the activations; fill struct trainee ...
+ *	train_plan(&t, &options, ops, dev, &e)         1: --dry-run printed the plan, done; -1: does not fit
+ *	params_build(&params, ops, dev, true, &e)
+ *	arena_alloc(&arena, ...)
+ *	status = train_run(&t, &options, data, argc, argv, &e);  draws the initial weights, or loads them to resume
+ *	if (e.status)
+ *		report(&e);
+ *	return finish(status);
+ *
+ * Averages: avg = d avg + (1 - d) w with d = min(average_decay, (1 + k) / (10 + k)) at averaging k = 0, 1, ..., so that
+ * the random start is forgotten early and a short run is not dominated by it; the last update is always averaged. */
 #ifndef TRAIN_H
 #define TRAIN_H
 
@@ -35,10 +51,11 @@ struct train_options {
 	int64_t save_every, eval_every, patience; /* 0: never / off */
 	int64_t seed;
 	int64_t accumulate; /* batches per update */
+	int64_t log_every;  /* updates between lines of the log, which hold the means since the line before */
 	bool restart;      /* ignore an unfinished file */
 	bool dry_run;
 };
-#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, false, false}
+#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
@@ -46,6 +63,7 @@ struct train_options {
 	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size, 0 for the preset's"), \
 	OPT_INT(0, "warmup", &(t)->warmup, -1, 1e12, "N", "updates of linear warm-up, -1 for the preset's"), \
 	OPT_STRING(0, "log", &(t)->log, "FILE", "append one JSON object per line to FILE"), \
+	OPT_INT(0, "log-every", &(t)->log_every, 1, 1e12, "N", "updates between lines of the log"), \
 	OPT_STRING(0, "eval", &(t)->eval, "FILE", "held-out stream to evaluate on"), \
 	OPT_INT(0, "eval-every", &(t)->eval_every, 0, 1e12, "N", "updates between evaluations, 0 for once a pass"), \
 	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 never"), \
@@ -74,19 +92,30 @@ struct trainee {
 	float average_decay;                 /* of one averaging */
 	int average_every;                   /* updates */
 	uint64_t activation_bytes;           /* for the memory plan */
-	/* Step size of this update. */
+	/* Initial weights of block w; NULL: params_init.  May load other weights over them (fine-tuning). */
+	int (*init)(void *model, uint64_t seed, struct error *e);
+	/* Step size of this update; from the step number alone. */
 	double (*lr)(const void *model, const struct train_step *s);
-	/* Loss of n records divided by s->parts, gradients added into params; metrics set (with "loss"). */
+	/* Gradients of the mean loss over n records, divided by s->parts, added into params; metrics set, with "loss": means
+	 * over these n records, not divided by parts (the trainer averages them). */
 	int (*step)(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
 	            struct error *e);
 	/* Sums of per-record metrics over n records: the trainer divides by the number of records at the end. NULL: no
 	 * evaluation.  "loss" decides early stop. */
 	int (*evaluate)(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e);
-	/* Called with averaged weights after each evaluation and at the end; may be NULL (previews). */
+	/* Called with averaged weights after each evaluation, or where one would be, and at the end; may be NULL
+	 * (previews). */
 	int (*preview)(void *model, const struct train_step *s, struct error *e);
 };
 
-/* The whole run.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal (saved), or e->status. */
+/* Check the options and that parameters (rows added, not yet built), gradients, moments, averages and activations fit
+ * the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1: STATUS_LIMIT when it does not fit
+ * (also after printing), STATUS_USAGE. */
+int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
+               struct error *e);
+
+/* The whole run; params are built for training.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal
+ * (saved), or e->status. */
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);
 
 /* Schedules.  Cosine of recipe B18: from v0 at 0 to v1 at T, then constant. */

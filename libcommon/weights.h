@@ -22,6 +22,8 @@ struct weights_tensor {
 };
 
 struct weights; /* an open file */
+/* Open and check the header; "-" and pipes are read into memory first.  STATUS_BAD for anything else than
+ * safetensors: what it is (a zip or pickle of PyTorch, NumPy, GGUF, HDF5, a token stream, ...) and what was expected. */
 struct weights *weights_open(const char *path, struct error *e);
 void weights_close(struct weights *w);
 const char *weights_path(const struct weights *w);
@@ -34,6 +36,12 @@ const struct weights_tensor *weights_at(const struct weights *w, size_t i);
 const struct weights_tensor *weights_find(const struct weights *w, const char *name);
 /* The tensor as f32 (F32, F16, BF16, F64 are converted), checksum verified when there is one. */
 int weights_read(const struct weights *w, const struct weights_tensor *t, float *out, struct error *e);
+/* Read the tensor's bytes of any type and compare with its checksum: 1 equal, 0 when the file has none for it,
+ * -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
+int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e);
+uint64_t weights_bytes(const struct weights *w); /* size of the file */
+/* The metadata as a JSON object of strings (borrowed; empty when there is none). */
+const json_t *weights_metadata(const struct weights *w);
 
 /* STATUS_BAD unless dalle.kind is `kind`: "FILE: is a clip model, expected a dvae model". */
 int weights_need_kind(const struct weights *w, const char *kind, struct error *e);
@@ -42,11 +50,17 @@ int weights_need_kind(const struct weights *w, const char *kind, struct error *e
 enum params_block { BLOCK_W, BLOCK_M, BLOCK_V, BLOCK_AVG };
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e);
 
-/* What to write: rows of p from the given block under prefix + name, in `type` ("F32" or "BF16"). */
+/* The same into a host array laid out like block w: row r begins at element r->w - p->w.  total elements. */
+int params_load_host(float *host, const struct params *p, const struct weights *w, const char *prefix, struct error *e);
+/* A block of p copied to the host in that layout, and where row r begins. */
+int params_to_host(float *host, struct params *p, enum params_block which, struct error *e);
+
+/* What to write: rows of p from the given block under prefix + name, as F32. */
 struct weights_part {
 	struct params *p;
 	enum params_block which;
 	const char *prefix;
+	const float *host; /* NULL, or take the values from here (params_to_host) instead of the device */
 };
 /* Write atomically (temporary name, fsync, rename, fsync of the folder).  meta: JSON object of strings, to which
  * checksums and dalle.id are added here: the id covers dalle.kind, dalle.config and the parts with prefix "".
