@@ -32,7 +32,9 @@ TARGET static void NAME(tile_)(float *restrict c, size_t ldc, const float *restr
 #pragma GCC unroll 4
 		for (int j = 0; j < NV; j++) {
 			VEC *out = (VEC *)(c + j * LANES);
-			*out = add ? *out + s[i][j] : s[i][j];
+			if (add)
+				s[i][j] += *out;
+			*out = s[i][j];
 		}
 }
 
