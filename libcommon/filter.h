@@ -14,6 +14,7 @@
 #ifndef FILTER_H
 #define FILTER_H
 
+#include "progress.h"
 #include "stream.h"
 
 struct filter {
@@ -23,7 +24,7 @@ struct filter {
 	struct record *batch; /* batch_cap records, reused */
 	int batch_cap;
 	uint64_t records; /* read so far */
-	double started, shown;
+	struct progress progress;
 };
 
 /* Open operands argv[first..] for reading; header = the input's plus this program's entry. */

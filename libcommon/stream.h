@@ -89,7 +89,9 @@ enum {
 /* Reads the operands one after the other as one stream; n = 0 or "-" is stdin.  Accepts
  * zstd frames and bare content, refuses a terminal.  Reads up to the first header.
  * NULL with e: STATUS_BAD when it is no stream.  A later part whose text or image codec or
- * size differs is STATUS_BAD, naming both. */
+ * size differs is STATUS_BAD, naming both.  reader_header stays that of the first part:
+ * programs and unknown fields of later headers are checked and not kept.  The array of
+ * files must outlive the reader; each operand must hold whole parts. */
 struct reader *reader_open(char *const *files, int n, struct error *e);
 const struct header *reader_header(const struct reader *r);
 /* The next record into *rec (cleared first): 1, 0 at the end after every end record was
@@ -103,17 +105,22 @@ void reader_close(struct reader *r);
 /* True when the first bytes of a file are those of a stream (zstd or bare). */
 bool stream_looks_like(const uint8_t *p, size_t n);
 
-/* Random access by frame, for trainers that shuffle: only regular files with a seek table
- * (else -1 from stream_frames: read in order).  Returns the number of frames of the open
- * file `index` of the operands; reader_seek continues with that frame; then reader_next
- * gives the records of this frame only and 0 after its last one. */
+/* Random access by frame, for trainers that shuffle: only regular files whose seek tables
+ * cover them (else -1 from reader_frames, with e filled: read in order with a new reader).
+ * Returns the number of frames of operand `index`; reader_seek continues with that frame;
+ * then reader_next gives the records of this frame only and 0 after its last one.  Some
+ * frames hold no record: the first has the header alone.  Record counts are not checked
+ * this way, sizes and checksums of frames are. */
 int64_t reader_frames(struct reader *r, int index, struct error *e);
 int reader_seek(struct reader *r, int index, int64_t frame, struct error *e);
 
 /* ---- writing ---- */
 
 enum { STREAM_LEVEL = -1 }; /* the default compression level; 0 writes bare content */
-/* path NULL or "-": stdout (a terminal is refused).  The header is copied. */
+/* path NULL or "-": stdout (a terminal is refused).  The header is copied and written at
+ * once.  writer_put: STATUS_BAD when the record does not fit the header (a token outside
+ * its codec, more tokens than declared, another picture size) or its texts are not UTF-8;
+ * STATUS_LIMIT when it is over the limits above. */
 struct writer *writer_open(const char *path, const struct header *h, int level, struct error *e);
 int writer_put(struct writer *w, const struct record *rec, struct error *e);
 /* Write what is buffered as a frame of its own now, so that a reader on a pipe sees it. */
