@@ -8,7 +8,7 @@ mandir   ?= $(PREFIX)/share/man
 CC       ?= cc
 OPT      ?= -O3
 CFLAGS   ?= -g
-WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wno-unused-parameter
+WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wvla -Wno-unused-parameter -Wno-psabi
 BUILD    ?= build
 
 # ---- probes: each compiles the calls that we use ----

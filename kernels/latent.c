@@ -1,0 +1,183 @@
+/* latent.c - the discrete VAE's own functions: the Gumbel-softmax relaxation and the KL to the
+ * uniform code (recipe B15, B16), the logit-Laplace likelihood (B10, B11) and the picture of its
+ * mean (B13).  Each row or pixel is computed alone: same bits for any batch or thread count. */
+#include "cpu.h"
+#include "philox.h"
+#include "vec.h"
+
+#include <math.h>
+
+enum { PIXELS = 8 * VL, SMALL = 4096 };
+
+/* ---- Gumbel-softmax ---- */
+
+struct moments {
+	float top, lse, entropy; /* greatest logit; log of the sum of exp; sum of q ln q (not negated) */
+};
+
+/* q ln q is summed as e (x - top) so that codes of probability 0 give 0, not NaN; -inf logits too. */
+static VINLINE struct moments row_moments(const float *x, size_t n)
+{
+	vf m = v_set(-INFINITY), s = v_set(0), w = v_set(0);
+	for (size_t i = 0; i < n; i += VL)
+		m = v_max(v_row(x, i, n, -INFINITY), m);
+	float top = v_greatest(m);
+	for (size_t i = 0; i < n; i += VL) {
+		vf c = v_row(x, i, n, -INFINITY) - top, e = v_exp(c);
+		s += e;
+		w += e * v_select(c < -87.0f, v_set(-87.0f), c);
+	}
+	float sum = v_sum(s), log_sum = logf(sum);
+	return (struct moments){top, top + log_sum, v_sum(w) / sum - log_sum};
+}
+
+/* Standard Gumbel noise of the elements first .. first+VL-1 of one step: -ln(-ln u). */
+static VINLINE vf gumbel_noise(uint64_t seed, uint32_t step, uint64_t first)
+{
+	float u[VL];
+	for (int k = 0; k < VL; k++) {
+		uint32_t bits[4];
+		philox(bits, seed, (uint32_t)(first + k), (uint32_t)((first + k) >> 32), step, RNG_GUMBEL);
+		u[k] = philox_unit(bits[0]);
+	}
+	return -v_log(-v_log(v_load(u)));
+}
+
+CLONES static void gumbel_row(float *z, const float *x, size_t n, float tau, uint64_t seed, uint32_t step, uint64_t first)
+{
+	vf m = v_set(-INFINITY), s = v_set(0);
+	for (size_t i = 0; i < n; i += VL) {
+		vf y = (v_row(x, i, n, -INFINITY) + gumbel_noise(seed, step, first + i)) / tau;
+		v_row_store(z, i, n, y);
+		m = v_max(v_row(z, i, n, -INFINITY), m);
+	}
+	float top = v_greatest(m);
+	for (size_t i = 0; i < n; i += VL) {
+		vf e = v_exp(v_row(z, i, n, -INFINITY) - top);
+		s += e;
+		v_row_store(z, i, n, e);
+	}
+	float r = 1.0f / v_sum(s);
+	for (size_t i = 0; i < n; i++)
+		z[i] *= r;
+}
+
+CLONES static float kl_row(const float *x, size_t n)
+{
+	return row_moments(x, n).entropy + logf((float)n);
+}
+
+void cpu_gumbel_fwd(struct dev *d, float *z, float *kl, const float *logits, size_t rows, int V, float tau,
+                    uint64_t seed, uint32_t step, uint64_t first_row)
+{
+#pragma omp parallel for num_threads(d->threads) if (rows * V > SMALL)
+	for (size_t r = 0; r < rows; r++) {
+		if (kl)
+			kl[r] = kl_row(logits + r * V, V);
+		if (z && tau > 0)
+			gumbel_row(z + r * V, logits + r * V, V, tau, seed, step, (first_row + r) * (uint64_t)V);
+	}
+	if (z && !(tau > 0)) {
+		struct scratch_mark mark = cpu_scratch_begin(d);
+		int32_t *best = cpu_scratch(d, "gumbel_fwd", rows * sizeof(int32_t));
+		if (best) {
+			cpu_argmax(d, best, logits, rows, V);
+			cpu_onehot(d, z, best, rows, V);
+		}
+		cpu_scratch_end(d, mark);
+	}
+}
+
+CLONES static void gumbel_row_bwd(float *dx, const float *dz, const float *z, const float *x, size_t n, float tau, float kl_scale)
+{
+	/* tau = 0 was a one-hot: nothing flows through it. */
+	float through = tau > 0 ? 1.0f / tau : 0;
+	struct moments q = kl_scale != 0 ? row_moments(x, n) : (struct moments){0};
+	vf s = v_set(0);
+	for (size_t i = 0; i < n; i += VL)
+		s += v_row(dz, i, n, 0) * v_row(z, i, n, 0);
+	float along = v_sum(s);
+	for (size_t i = 0; i < n; i += VL) {
+		vf g = v_row(z, i, n, 0) * (v_row(dz, i, n, 0) - along) * through;
+		if (kl_scale != 0) {
+			vf lq = v_row(x, i, n, 0) - q.lse;
+			lq = v_select(lq < -87.0f, v_set(-87.0f), lq);
+			g += kl_scale * v_exp(lq) * (lq - q.entropy);
+		}
+		v_row_store(dx, i, n, g);
+	}
+}
+
+void cpu_gumbel_bwd(struct dev *d, float *dlogits, const float *dz, const float *z, const float *logits, size_t rows,
+                    int V, float tau, float kl_scale)
+{
+	if (!dlogits)
+		return;
+#pragma omp parallel for num_threads(d->threads) if (rows * V > SMALL)
+	for (size_t r = 0; r < rows; r++)
+		gumbel_row_bwd(dlogits + r * V, dz + r * V, z + r * V, logits + r * V, V, tau, kl_scale);
+}
+
+/* ---- logit-Laplace ---- */
+
+/* Up to PIXELS pixels; their three channels lie side by side in the vectors, unused lanes hold 1/2. */
+CLONES static void laplace_block(float *nll, float *dout, const float *out, const float *x, size_t n, float scale)
+{
+	float mu[3 * PIXELS], lb[3 * PIXELS], v[3 * PIXELS];
+	for (size_t i = 0; i < 3 * PIXELS; i++)
+		mu[i] = lb[i] = 0, v[i] = 0.5f;
+	for (size_t p = 0; p < n; p++)
+		for (int c = 0; c < 3; c++) {
+			mu[3 * p + c] = out[6 * p + c];
+			lb[3 * p + c] = out[6 * p + 3 + c];
+			v[3 * p + c] = x[3 * p + c];
+		}
+	for (size_t i = 0; i < 3 * n; i += VL) {
+		vf value = v_load(v + i), b = v_load(lb + i);
+		vf lx = v_log(value), l1 = v_log(1.0f - value);
+		vf gap = lx - l1 - v_load(mu + i), rate = v_exp(-b), far = v_abs(gap) * rate;
+		v_store(v + i, 0.69314718f + b + lx + l1 + far);
+		/* d|gap|/dmu is 0 where the gap is: the middle of the corner. */
+		v_store(mu + i, v_select(gap > 0, -rate, v_select(gap < 0, rate, gap)));
+		v_store(lb + i, 1.0f - far);
+	}
+	for (size_t p = 0; p < n; p++) {
+		if (nll)
+			nll[p] = v[3 * p] + v[3 * p + 1] + v[3 * p + 2];
+		for (int c = 0; dout && c < 3; c++) {
+			dout[6 * p + c] = scale * mu[3 * p + c];
+			dout[6 * p + 3 + c] = scale * lb[3 * p + c];
+		}
+	}
+}
+
+void cpu_logit_laplace(struct dev *d, float *nll, float *dout, const float *out, const float *x, size_t n_pixels,
+                       float scale)
+{
+#pragma omp parallel for num_threads(d->threads) if (n_pixels > SMALL)
+	for (size_t p = 0; p < n_pixels; p += PIXELS)
+		laplace_block(nll ? nll + p : NULL, dout ? dout + 6 * p : NULL, out + 6 * p, x + 3 * p,
+		              n_pixels - p < PIXELS ? n_pixels - p : PIXELS, scale);
+}
+
+CLONES static void reconstruct_block(uint8_t *rgb, const float *out, size_t n, float gain, float shift)
+{
+	float v[3 * PIXELS];
+	for (size_t p = 0; p < n; p++)
+		for (int c = 0; c < 3; c++)
+			v[3 * p + c] = out[6 * p + c];
+	v_pad(v, 3 * n);
+	for (size_t i = 0; i < 3 * n; i += VL) {
+		vf y = (1.0f / (1.0f + v_exp(-v_load(v + i))) - shift) * gain;
+		v_store(v + i, v_min(v_max(y, v_set(0)), v_set(255)) + 0.5f);
+	}
+	for (size_t i = 0; i < 3 * n; i++)
+		rgb[i] = (uint8_t)v[i];
+}
+
+void cpu_reconstruct(struct dev *d, uint8_t *rgb, const float *out, size_t n_pixels, float scale, float shift)
+{
+#pragma omp parallel for num_threads(d->threads) if (n_pixels > SMALL)
+	for (size_t p = 0; p < n_pixels; p += PIXELS)
+		reconstruct_block(rgb + 3 * p, out + 6 * p, n_pixels - p < PIXELS ? n_pixels - p : PIXELS, 255.0f / scale, shift);
+}
