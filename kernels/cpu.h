@@ -6,6 +6,10 @@
 #ifndef CPU_H
 #define CPU_H
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "convert.h"
 #include "ops.h"
 
@@ -34,6 +38,16 @@ struct dev {
 static inline enum dtype call_type(const struct dev *d, int flags)
 {
 	return flags & OP_F32 ? DT_F32 : d->type;
+}
+
+/* Index of the calling thread in its team, below d->threads. */
+static inline int cpu_thread(void)
+{
+#ifdef _OPENMP
+	return omp_get_thread_num();
+#else
+	return 0;
+#endif
 }
 
 /* Keep the first failure for sync(). */

@@ -1,0 +1,145 @@
+/* ops.c - finding a backend by name.  The CPU is built in; CUDA is a plugin, dalle-cuda.so, that
+ * exports one function, `const struct ops *dalle_cuda_ops(void)`.  It is looked for in the
+ * folders of the environment variable DALLE_PLUGINS (colon-separated), or, when that is not
+ * set, in ../lib/dalle-tools beside the program's folder and in the program's own folder.  It
+ * must have the same ABI number and table size as this build and leave no entry empty. */
+#include "ops.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cpu.h" /* OPS_ENTRIES */
+
+#define PLUGIN "dalle-cuda.so"
+#define PLUGIN_SYMBOL "dalle_cuda_ops"
+
+/* The program's own folder, "" when unknown. */
+static void program_folder(char *out, size_t n)
+{
+	ssize_t len = readlink("/proc/self/exe", out, n - 1);
+	out[len > 0 ? len : 0] = 0;
+	char *slash = strrchr(out, '/');
+	if (slash)
+		*slash = 0;
+}
+
+static void default_folders(char *out, size_t n)
+{
+	char folder[PATH_MAX];
+	program_folder(folder, sizeof folder);
+	snprintf(out, n, "%s/../lib/dalle-tools:%s", folder, folder);
+}
+
+/* Open the first plugin file that exists; NULL with err when there is none or it does not load. */
+static void *plugin_open(char *err, size_t n)
+{
+	char folders[3 * PATH_MAX], path[PATH_MAX];
+	const char *set = getenv("DALLE_PLUGINS");
+	if (set)
+		snprintf(folders, sizeof folders, "%s", set);
+	else
+		default_folders(folders, sizeof folders);
+	char *rest = folders;
+	for (char *folder; (folder = strsep(&rest, ":"));) {
+		if (!folder[0] || snprintf(path, sizeof path, "%s/" PLUGIN, folder) >= (int)sizeof path)
+			continue;
+		if (access(path, F_OK))
+			continue;
+		void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+		if (!so)
+			snprintf(err, n, "%s", dlerror());
+		return so;
+	}
+	snprintf(err, n, "no CUDA backend is installed (no " PLUGIN " in %s)",
+		 set ? set : "../lib/dalle-tools beside the program");
+	return NULL;
+}
+
+/* The name of the first empty entry, or NULL. */
+static const char *missing_entry(const struct ops *o)
+{
+#define LACKS(entry)                                                                               \
+	if (!o->entry)                                                                             \
+		return #entry;
+	OPS_ENTRIES(LACKS)
+#undef LACKS
+	return NULL;
+}
+
+static bool plugin_fits(const struct ops *o, char *err, size_t n)
+{
+	if (!o || o->abi != OPS_ABI || o->size != sizeof *o) {
+		snprintf(err, n, PLUGIN ": made for another version: ABI %u size %u, expected ABI %d size %zu",
+			 o ? o->abi : 0, o ? o->size : 0, OPS_ABI, sizeof *o);
+		return false;
+	}
+	const char *name = missing_entry(o);
+	if (name)
+		snprintf(err, n, PLUGIN ": entry %s is missing", name);
+	return !name;
+}
+
+/* Never unloaded: the driver's threads outlive any close. */
+static const struct ops *cuda_ops(char *err, size_t n)
+{
+	const struct ops *(*get)(void);
+	void *so = plugin_open(err, n);
+	if (!so)
+		return NULL;
+	*(void **)&get = dlsym(so, PLUGIN_SYMBOL);
+	if (!get) {
+		snprintf(err, n, PLUGIN ": symbol " PLUGIN_SYMBOL " is missing");
+		return NULL;
+	}
+	const struct ops *o = get();
+	return plugin_fits(o, err, n) ? o : NULL;
+}
+
+/* "cuda" or "cuda:N", N up to 1023. */
+static bool parse_cuda(const char *name, int *index)
+{
+	char *end;
+	*index = 0;
+	if (strncmp(name, "cuda", 4))
+		return false;
+	if (!name[4])
+		return true;
+	if (name[4] != ':' || name[5] < '0' || name[5] > '9')
+		return false;
+	long i = strtol(name + 5, &end, 10);
+	*index = (int)i;
+	return !*end && i <= 1023;
+}
+
+const struct ops *ops_find(const char *name, int *index, char *err, size_t n)
+{
+	const struct ops *o;
+	bool automatic = strcmp(name, "auto") == 0;
+	if (n)
+		err[0] = 0;
+	*index = 0;
+	if (strcmp(name, "cpu") == 0)
+		return cpu_ops();
+	if (!automatic && !parse_cuda(name, index)) {
+		snprintf(err, n, "device '%s': expected auto, cpu, cuda or cuda:N", name);
+		return NULL;
+	}
+	o = cuda_ops(err, n);
+	int count = o ? o->count() : 0;
+	if (o && *index < count)
+		return o;
+	if (automatic) {
+		*index = 0;
+		return cpu_ops(); /* err says why it is not CUDA */
+	}
+	if (o && count == 0)
+		snprintf(err, n, "device '%s': no usable CUDA device", name);
+	else if (o)
+		snprintf(err, n, "device '%s': there are %d CUDA devices, 0..%d", name, count, count - 1);
+	return NULL;
+}

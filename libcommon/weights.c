@@ -1,0 +1,459 @@
+/* weights.c - reading model files: the safetensors header, checked before anything in it is believed, then
+ * tensors by position.  The file is read, never mapped: one that shrinks meanwhile is an error, not a SIGBUS.
+ * Writing is weights-save.c.  Pickles are recognised and refused, never executed. */
+#include "weights.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "../kernels/convert.h"
+
+#define HEADER_LIMIT 100000000u /* bytes; the reference reader's */
+#define PIPE_LIMIT ((size_t)1 << 36)
+enum { CHUNK = 1 << 18 }; /* bytes read at once */
+
+struct weights {
+	char *path;
+	int fd;           /* -1: the whole file is in memory */
+	struct buf whole; /* from a pipe */
+	uint64_t size;    /* of the file */
+	uint64_t data;    /* where the data section begins */
+	json_t *header, *metadata, *checksums, *config;
+	struct weights_tensor *tensors; /* by offset */
+	size_t count;
+};
+
+static const struct {
+	const char *name;
+	unsigned bits;
+} types[] = {
+	{"F32", 32}, {"F16", 16}, {"BF16", 16}, {"F64", 64}, {"I64", 64}, {"I32", 32}, {"I16", 16}, {"I8", 8},
+	{"U64", 64}, {"U32", 32}, {"U16", 16}, {"U8", 8}, {"BOOL", 8}, {"C64", 64}, {"F8_E4M3", 8},
+	{"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4},
+};
+
+static unsigned type_bits(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_LEN(types); i++)
+		if (strcmp(types[i].name, name) == 0)
+			return types[i].bits;
+	return 0;
+}
+
+static int bad(const struct weights *w, struct error *e, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static int bad(const struct weights *w, struct error *e, const char *fmt, ...)
+{
+	char text[400];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	return fail(e, STATUS_BAD, "%s: %s", w->path, text);
+}
+
+/* ---- bytes ---- */
+
+/* All n bytes at `at`, or failure: the header promised them. */
+static int read_at(const struct weights *w, void *out, size_t n, uint64_t at, struct error *e)
+{
+	if (at > w->size || n > w->size - at)
+		return bad(w, e, "is truncated: %llu bytes, expected %llu", (unsigned long long)w->size,
+		           (unsigned long long)(at + n));
+	if (w->fd < 0) {
+		memcpy(out, w->whole.p + at, n);
+		return 0;
+	}
+	for (size_t done = 0; done < n;) {
+		ssize_t k = pread(w->fd, (char *)out + done, n - done, (off_t)(at + done));
+		if (k < 0 && errno == EINTR)
+			continue;
+		if (k < 0)
+			return fail_errno(e, "%s", w->path);
+		if (k == 0)
+			return bad(w, e, "became shorter while it was read");
+		done += (size_t)k;
+	}
+	return 0;
+}
+
+static int open_bytes(struct weights *w, struct error *e)
+{
+	struct stat st;
+	bool is_stdin = strcmp(w->path, "-") == 0;
+	if (!is_stdin && stat(w->path, &st))
+		return fail_errno(e, "%s", w->path);
+	if (!is_stdin && S_ISDIR(st.st_mode))
+		return bad(w, e, "is a directory, expected a safetensors file");
+	if (is_stdin || !S_ISREG(st.st_mode)) {
+		if (read_file(w->path, PIPE_LIMIT, &w->whole, e))
+			return -1;
+		w->size = w->whole.n;
+		return 0;
+	}
+	w->fd = open(w->path, O_RDONLY | O_CLOEXEC);
+	if (w->fd < 0 || fstat(w->fd, &st))
+		return fail_errno(e, "%s", w->path);
+	w->size = (uint64_t)st.st_size;
+	return 0;
+}
+
+/* What a file that is no safetensors file is, from its first bytes; NULL when unknown. */
+static const char *recognise(const uint8_t *p, size_t n)
+{
+	static const struct {
+		const char *magic;
+		size_t n;
+		const char *what;
+	} known[] = {
+		{"PK\3\4", 4, "a zip archive (PyTorch .pt or NumPy .npz), which may hold pickled code"},
+		{"\x80\2\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14, "an old PyTorch file (pickled code)"},
+		{"\x80\2", 2, "a Python pickle"}, {"\x80\3", 2, "a Python pickle"},
+		{"\x80\4", 2, "a Python pickle"}, {"\x80\5", 2, "a Python pickle"},
+		{"\x93NUMPY", 6, "a NumPy array"}, {"GGUF", 4, "a GGUF model"},
+		{"\x89HDF\r\n", 6, "an HDF5 file"}, {"\x28\xb5\x2f\xfd", 4, "zstd data, perhaps a token stream"},
+		{"\x5e\x2a\x4d\x18", 4, "zstd data, perhaps a token stream"}, {"\x1f\x8b", 2, "gzip data"},
+		{"\x89PNG", 4, "a PNG picture"}, {"\xff\xd8\xff", 3, "a JPEG picture"},
+		{"version https://git-lfs", 23, "a Git LFS pointer instead of the file itself"},
+	};
+	for (size_t i = 0; i < ARRAY_LEN(known); i++)
+		if (n >= known[i].n && memcmp(p, known[i].magic, known[i].n) == 0)
+			return known[i].what;
+	return n == 0 ? "empty" : NULL;
+}
+
+static int not_ours(const struct weights *w, const uint8_t *first, size_t n, struct error *e)
+{
+	const char *what = recognise(first, n);
+	return bad(w, e, "%s%s, expected a safetensors file", what ? "is " : "is not a model file", what ? what : "");
+}
+
+/* ---- header ---- */
+
+static json_t *parse_object(const struct weights *w, const char *text, size_t n, const char *what, struct error *e)
+{
+	json_error_t at;
+	json_t *j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &at);
+	if (!j)
+		bad(w, e, "%s: %.160s", what, at.text);
+	else if (!json_is_object(j))
+		bad(w, e, "%s: is not a JSON object", what);
+	if (j && !json_is_object(j)) {
+		json_decref(j);
+		j = NULL;
+	}
+	return j;
+}
+
+static int read_header(struct weights *w, struct error *e)
+{
+	uint8_t first[32];
+	size_t n = w->size < sizeof first ? (size_t)w->size : sizeof first;
+	if (read_at(w, first, n, 0, e))
+		return -1;
+	uint64_t length = 0;
+	for (size_t i = 0; i < 8 && i < n; i++)
+		length |= (uint64_t)first[i] << (8 * i);
+	if (n < 9 || first[8] != '{' || length < 2)
+		return not_ours(w, first, n, e);
+	if (length > w->size - 8 || length > HEADER_LIMIT)
+		return bad(w, e, "is truncated or corrupt: a header of %llu bytes in a file of %llu",
+		           (unsigned long long)length, (unsigned long long)w->size);
+	char *text = mem_alloc((size_t)length, 1, e);
+	if (!text)
+		return -1;
+	if (read_at(w, text, (size_t)length, 8, e) == 0)
+		w->header = parse_object(w, text, (size_t)length, "header", e);
+	free(text);
+	w->data = 8 + length;
+	return w->header ? 0 : -1;
+}
+
+/* A JSON whole number of at least 0. */
+static int natural(const struct weights *w, const char *name, const json_t *j, uint64_t *out, struct error *e)
+{
+	if (!json_is_integer(j) || json_integer_value(j) < 0)
+		return bad(w, e, "tensor %.80s: shape or offset is no whole number from 0", name);
+	*out = (uint64_t)json_integer_value(j);
+	return 0;
+}
+
+static int read_shape(const struct weights *w, struct weights_tensor *t, const json_t *shape, uint64_t *bits,
+                      struct error *e)
+{
+	*bits = type_bits(t->type);
+	if (!json_is_array(shape) || json_array_size(shape) > ARRAY_LEN(t->shape))
+		return bad(w, e, "tensor %.80s: no shape of at most %zu sides", t->name, ARRAY_LEN(t->shape));
+	t->rank = (int)json_array_size(shape);
+	for (int i = 0; i < t->rank; i++) {
+		uint64_t side = 0;
+		if (natural(w, t->name, json_array_get(shape, (size_t)i), &side, e))
+			return -1;
+		t->shape[i] = (int64_t)side;
+		if (__builtin_mul_overflow(*bits, side, bits))
+			return bad(w, e, "tensor %.80s: the shape's product overflows", t->name);
+	}
+	if (*bits % 8)
+		return bad(w, e, "tensor %.80s: does not fill whole bytes", t->name);
+	return 0;
+}
+
+static int read_tensor(const struct weights *w, struct weights_tensor *t, const char *name, const json_t *j,
+                       struct error *e)
+{
+	const char *type = json_string_value(json_object_get(j, "dtype"));
+	const json_t *ends = json_object_get(j, "data_offsets");
+	uint64_t end = 0, bits;
+	*t = (struct weights_tensor){.name = name};
+	if (!json_is_object(j) || json_object_size(j) != 3 || !type || !json_is_array(ends) || json_array_size(ends) != 2)
+		return bad(w, e, "tensor %.80s: expected dtype, shape and data_offsets", name);
+	if (!type_bits(type))
+		return bad(w, e, "tensor %.80s: type '%.20s' is unknown", name, type);
+	snprintf(t->type, sizeof t->type, "%s", type);
+	if (read_shape(w, t, json_object_get(j, "shape"), &bits, e) ||
+	    natural(w, name, json_array_get(ends, 0), &t->offset, e) || natural(w, name, json_array_get(ends, 1), &end, e))
+		return -1;
+	if (end < t->offset || end - t->offset != bits / 8)
+		return bad(w, e, "tensor %.80s: holds %lld bytes, its shape needs %llu", name, (long long)(end - t->offset),
+		           (unsigned long long)(bits / 8));
+	t->bytes = bits / 8;
+	return 0;
+}
+
+static int by_offset(const void *pa, const void *pb)
+{
+	const struct weights_tensor *a = pa, *b = pb;
+	if (a->offset != b->offset)
+		return a->offset < b->offset ? -1 : 1;
+	if (a->bytes != b->bytes) /* empty ones first */
+		return a->bytes < b->bytes ? -1 : 1;
+	return strcmp(a->name, b->name);
+}
+
+/* Every byte belongs to exactly one tensor: no overlap, no hole, nothing after the end. */
+static int check_layout(const struct weights *w, struct error *e)
+{
+	uint64_t at = 0, room = w->size - w->data;
+	for (size_t i = 0; i < w->count; i++) {
+		const struct weights_tensor *t = &w->tensors[i];
+		if (t->offset != at)
+			return bad(w, e, "tensor %.80s: begins at %llu, expected %llu (%s)", t->name,
+			           (unsigned long long)t->offset, (unsigned long long)at,
+			           t->offset < at ? "overlap" : "hole");
+		if (t->bytes > room - at)
+			return bad(w, e, "is truncated: tensor %.80s ends after the end of the file", t->name);
+		at += t->bytes;
+	}
+	if (at != room)
+		return bad(w, e, "has %llu bytes after the last tensor", (unsigned long long)(room - at));
+	return 0;
+}
+
+static int read_tensors(struct weights *w, struct error *e)
+{
+	const char *name;
+	json_t *j;
+	w->tensors = mem_alloc(json_object_size(w->header) + 1, sizeof *w->tensors, e);
+	if (!w->tensors)
+		return -1;
+	json_object_foreach(w->header, name, j) {
+		if (strcmp(name, "__metadata__") == 0)
+			continue;
+		if (read_tensor(w, &w->tensors[w->count], name, j, e))
+			return -1;
+		w->count++;
+	}
+	qsort(w->tensors, w->count, sizeof *w->tensors, by_offset);
+	return check_layout(w, e);
+}
+
+/* The JSON object inside metadata string `key`; *out stays NULL when there is none. */
+static int meta_object(struct weights *w, const char *key, json_t **out, struct error *e)
+{
+	const char *text = weights_meta(w, key);
+	if (!text)
+		return 0;
+	*out = parse_object(w, text, strlen(text), key, e);
+	return *out ? 0 : -1;
+}
+
+static int read_metadata(struct weights *w, struct error *e)
+{
+	const char *key;
+	json_t *value, *m = json_object_get(w->header, "__metadata__");
+	if (m && !json_is_object(m))
+		return bad(w, e, "__metadata__ is not a JSON object");
+	w->metadata = m ? json_incref(m) : json_object();
+	if (!w->metadata)
+		return fail(e, STATUS_LIMIT, "out of memory");
+	json_object_foreach(w->metadata, key, value)
+		if (!json_is_string(value))
+			return bad(w, e, "__metadata__ %.80s is not a string", key);
+	return meta_object(w, "dalle.config", &w->config, e) || meta_object(w, "dalle.checksums", &w->checksums, e) ? -1 : 0;
+}
+
+struct weights *weights_open(const char *path, struct error *e)
+{
+	struct weights *w = mem_zero(1, sizeof *w, e);
+	if (!w)
+		return NULL;
+	w->fd = -1;
+	w->path = mem_string(path, e);
+	if (!w->path || open_bytes(w, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e)) {
+		weights_close(w);
+		return NULL;
+	}
+	return w;
+}
+
+void weights_close(struct weights *w)
+{
+	if (!w)
+		return;
+	if (w->fd >= 0)
+		close(w->fd);
+	buf_free(&w->whole);
+	json_decref(w->checksums);
+	json_decref(w->config);
+	json_decref(w->metadata);
+	json_decref(w->header);
+	free(w->tensors);
+	free(w->path);
+	free(w);
+}
+
+/* ---- access ---- */
+
+const char *weights_path(const struct weights *w)
+{
+	return w->path;
+}
+
+const char *weights_meta(const struct weights *w, const char *key)
+{
+	return json_string_value(json_object_get(w->metadata, key));
+}
+
+const json_t *weights_metadata(const struct weights *w)
+{
+	return w->metadata;
+}
+
+json_t *weights_config(const struct weights *w)
+{
+	return w->config;
+}
+
+uint64_t weights_bytes(const struct weights *w)
+{
+	return w->size;
+}
+
+size_t weights_count(const struct weights *w)
+{
+	return w->count;
+}
+
+const struct weights_tensor *weights_at(const struct weights *w, size_t i)
+{
+	return &w->tensors[i];
+}
+
+const struct weights_tensor *weights_find(const struct weights *w, const char *name)
+{
+	for (size_t i = 0; i < w->count; i++)
+		if (strcmp(w->tensors[i].name, name) == 0)
+			return &w->tensors[i];
+	return NULL;
+}
+
+int weights_need_kind(const struct weights *w, const char *kind, struct error *e)
+{
+	const char *k = weights_meta(w, "dalle.kind");
+	if (!k)
+		return bad(w, e, "is a safetensors file of another program, expected a %s model", kind);
+	if (strcmp(k, kind))
+		return bad(w, e, "is a %.40s model, expected a %s model", k, kind);
+	return 0;
+}
+
+/* ---- tensors ---- */
+
+static double f64_at(const uint8_t *p)
+{
+	double x;
+	memcpy(&x, p, sizeof x);
+	return x;
+}
+
+/* n elements at p of this type. */
+static void convert(float *out, const uint8_t *p, const char *type, size_t n)
+{
+	if (strcmp(type, "F32") == 0)
+		memcpy(out, p, 4 * n);
+	else if (strcmp(type, "F64") == 0)
+		for (size_t i = 0; i < n; i++)
+			out[i] = (float)f64_at(p + 8 * i);
+	else
+		row_to_f32(out, p, strcmp(type, "BF16") == 0 ? DT_BF16 : DT_F16, n);
+}
+
+/* Pass over the tensor's bytes: hash them and, when out is not NULL, convert them. */
+static int scan(const struct weights *w, const struct weights_tensor *t, float *out, char hex[17], struct error *e)
+{
+	uint64_t size = type_bits(t->type) / 8;
+	XXH3_state_t *state = XXH3_createState();
+	uint8_t *chunk = mem_alloc(CHUNK, 1, e);
+	int r = chunk && state && XXH3_64bits_reset(state) == XXH_OK ? 0 : fail(e, STATUS_LIMIT, "out of memory");
+	for (uint64_t at = 0; r == 0 && at < t->bytes; at += CHUNK) {
+		size_t n = t->bytes - at < CHUNK ? (size_t)(t->bytes - at) : CHUNK;
+		r = read_at(w, chunk, n, w->data + t->offset + at, e);
+		if (r == 0 && XXH3_64bits_update(state, chunk, n) != XXH_OK)
+			r = fail(e, STATUS_FAIL, "%s: cannot hash", w->path);
+		if (r == 0 && out)
+			convert(out + at / size, chunk, t->type, (size_t)(n / size));
+	}
+	if (r == 0)
+		snprintf(hex, 17, "%016llx", (unsigned long long)XXH3_64bits_digest(state));
+	free(chunk);
+	XXH3_freeState(state);
+	return r;
+}
+
+static int compare(const struct weights *w, const struct weights_tensor *t, const char *hex, struct error *e)
+{
+	const char *expected = json_string_value(json_object_get(w->checksums, t->name));
+	if (!expected)
+		return 0;
+	if (strcmp(expected, hex))
+		return bad(w, e, "tensor %.80s: is corrupt (checksum %s, expected %.16s)", t->name, hex, expected);
+	return 1;
+}
+
+int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e)
+{
+	char own[17];
+	if (scan(w, t, NULL, own, e))
+		return -1;
+	if (hex)
+		memcpy(hex, own, sizeof own);
+	return compare(w, t, own, e);
+}
+
+int weights_read(const struct weights *w, const struct weights_tensor *t, float *out, struct error *e)
+{
+	static const char *const readable[] = {"F32", "F16", "BF16", "F64"};
+	bool ok = false;
+	char hex[17];
+	for (size_t i = 0; i < ARRAY_LEN(readable); i++)
+		ok = ok || strcmp(t->type, readable[i]) == 0;
+	if (!ok)
+		return bad(w, e, "tensor %.80s: is of type %s, expected F32, F16, BF16 or F64", t->name, t->type);
+	if (scan(w, t, out, hex, e))
+		return -1;
+	return compare(w, t, hex, e) < 0 ? -1 : 0;
+}
