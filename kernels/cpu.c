@@ -355,26 +355,14 @@ static const struct ops reference = {
 	.size = sizeof(struct ops),
 	.name = "cpu",
 	ENTRIES_CPU(FILL)
-#if __has_include("elem.c")
 	ENTRIES_ELEM(FILL)
-#endif
 	ENTRIES_MATMUL(FILL)
 	ENTRIES_CONV(FILL)
-#if __has_include("norm.c")
 	ENTRIES_NORM(FILL)
-#endif
-#if __has_include("attn.c")
 	ENTRIES_ATTN(FILL)
-#endif
-#if __has_include("loss.c")
 	ENTRIES_LOSS(FILL)
-#endif
-#if __has_include("latent.c")
 	ENTRIES_LATENT(FILL)
-#endif
-#if __has_include("optim.c")
 	ENTRIES_OPTIM(FILL)
-#endif
 };
 
 const struct ops *cpu_reference_ops(void)

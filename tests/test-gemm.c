@@ -71,7 +71,7 @@ static double worst(const struct tensor *x, const double *want, const double *ma
 	for (size_t i = 0; i < x->n; i++) {
 		double allowed = (4 + sqrt(terms)) * 0x1p-24 * mass[i] + ulp[x->type] * fabs(want[i]) + 0x1p-25;
 		double e = fabs(load_as_f32(x->p, x->type, i) - want[i]) / allowed;
-		most = e <= most ? most : e; /* NaN wins */
+		most = isnan(most) || e <= most ? most : e; /* NaN wins and stays */
 	}
 	return most;
 }
