@@ -1,0 +1,214 @@
+/* train-log.c - what a run tells: lines of JSON in the log file, one line on a terminal, a line now and then
+ * with -v, and warnings of loss spikes.  A log that cannot be written does not end a long run: it is told once. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "device.h"
+#include "train-run.h"
+
+/* A loss this many deviations above its running mean is told, after so many updates. */
+#define SPIKE 6.0
+enum { SPIKE_AFTER = 50, SPIKE_QUIET = 100, TELL_SECONDS = 10 };
+
+/* ---- the file ---- */
+
+/* A line cut off by a kill must not join the next one. */
+static void end_cut_line(FILE *f)
+{
+	if (fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n') {
+		fseek(f, 0, SEEK_END);
+		fputc('\n', f);
+	}
+}
+
+int train_log_open(struct train_run *r, struct error *e)
+{
+	r->log.path = r->o->log;
+	if (!r->o->log)
+		return 0;
+	r->log.file = fopen(r->o->log, "a+e");
+	if (!r->log.file)
+		return fail_errno(e, "%s", r->o->log);
+	end_cut_line(r->log.file);
+	return 0;
+}
+
+static void log_failed(struct train_log *l)
+{
+	if (!l->failed)
+		warn("%s: %s; training goes on without this log", l->path, strerror(errno));
+	l->failed = true;
+}
+
+/* Write and free one object. */
+static void put_line(struct train_log *l, json_t *j)
+{
+	char *text = l->file && !l->failed && j ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+	if (text && (fprintf(l->file, "%s\n", text) < 0 || fflush(l->file)))
+		log_failed(l);
+	free(text);
+	json_decref(j);
+}
+
+/* JSON knows no NaN: null instead. */
+static void set_real(json_t *j, const char *prefix, const char *name, double x)
+{
+	char key[64];
+	snprintf(key, sizeof key, "%s%s", prefix, name);
+	json_object_set_new(j, key, isfinite(x) ? json_real(x) : json_null());
+}
+
+static void set_metrics(json_t *j, const char *prefix, const struct metrics *m, double scale)
+{
+	for (int i = 0; i < m->n; i++)
+		set_real(j, prefix, m->at[i].name, m->at[i].value * scale);
+}
+
+static double trained_seconds(const struct train_run *r)
+{
+	return r->seconds_before + seconds_now() - r->began;
+}
+
+static double epochs_done(const struct train_run *r)
+{
+	struct loader_state s = loader_state(r->data);
+	uint64_t n = loader_records(r->data);
+	return n ? (double)s.epoch + (double)s.position / (double)n : 0;
+}
+
+/* ---- events ---- */
+
+/* Make room for a message; the next update draws the line again. */
+static void clear_line(struct train_log *l)
+{
+	bool active = l->progress.active;
+	progress_end(&l->progress);
+	l->progress.active = active;
+}
+
+void train_log_start(struct train_run *r)
+{
+	struct train_log *l = &r->log;
+	json_t *j = json_object();
+	size_t n = json_array_size(r->commands);
+	json_object_set_new(j, "begin", json_string(r->t->kind));
+	json_object_set_new(j, "step", json_integer(r->step));
+	json_object_set(j, "command", json_array_get(r->commands, n ? n - 1 : 0));
+	json_object_set(j, "config", r->t->config);
+	json_object_set(j, "run", r->identity);
+	json_object_set_new(j, "parameters", json_integer((json_int_t)params_count(r->p)));
+	put_line(l, j);
+	progress_start(&l->progress, "steps", (uint64_t)(r->steps - r->step));
+	l->line_began = l->told = seconds_now();
+}
+
+static double records_rate(const struct train_run *r, int64_t updates, double seconds)
+{
+	double records = (double)updates * (double)r->t->batch * (double)r->o->accumulate;
+	return seconds > 0 ? records / seconds : 0;
+}
+
+static void log_means(struct train_run *r, double lr, double norm)
+{
+	struct train_log *l = &r->log;
+	double now = seconds_now(), n = (double)l->updates;
+	json_t *j = json_object();
+	json_object_set_new(j, "step", json_integer(r->step));
+	set_real(j, "", "epoch", epochs_done(r));
+	set_metrics(j, "", &l->sums, 1 / n);
+	set_real(j, "", "lr", lr);
+	set_real(j, "", "grad_norm", norm);
+	set_real(j, "", "seconds", trained_seconds(r));
+	set_real(j, "", "records_per_second", records_rate(r, l->updates, now - l->line_began));
+	put_line(l, j);
+	l->sums.n = 0;
+	l->updates = 0;
+	l->line_began = now;
+}
+
+static void tell(struct train_run *r, double loss)
+{
+	struct train_log *l = &r->log;
+	double now = seconds_now(), passed = now - r->began;
+	int64_t done = r->step - r->first_step;
+	double rate = records_rate(r, done, passed);
+	char detail[100], left[24];
+	snprintf(detail, sizeof detail, "loss %.4g, %.4g records/s", loss, rate);
+	progress_update(&l->progress, (uint64_t)done, detail);
+	if (l->progress.active || now - l->told < TELL_SECONDS)
+		return;
+	l->told = now;
+	format_duration(left, sizeof left, passed / (double)done * (double)(r->steps - r->step));
+	note(1, "step %lld of %lld, %s, %s left", (long long)r->step, (long long)r->steps, detail, left);
+}
+
+/* Only a warning, so its memory is not part of a checkpoint. */
+static void watch_loss(struct train_run *r, double loss)
+{
+	struct train_log *l = &r->log;
+	double off = loss - l->mean, deviation = sqrt(l->variance);
+	bool spike = l->watched >= SPIKE_AFTER && off > SPIKE * deviation && deviation > 0;
+	if (spike && r->step - l->spike_told >= SPIKE_QUIET) {
+		clear_line(l);
+		warn("step %lld: the loss jumped to %.4g, %.1f deviations above its mean %.4g", (long long)r->step, loss,
+		     off / deviation, l->mean);
+		l->spike_told = r->step;
+	}
+	double share = l->watched < SPIKE_AFTER ? 1.0 / (double)(l->watched + 1) : 1.0 / SPIKE_AFTER;
+	l->mean += share * off;
+	l->variance = (1 - share) * (l->variance + share * off * off);
+	l->watched++;
+}
+
+void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm)
+{
+	struct train_log *l = &r->log;
+	double loss = metrics_get(m, "loss");
+	metrics_add(&l->sums, m, 1);
+	l->updates++;
+	if (r->step % r->o->log_every == 0 || r->step == r->steps)
+		log_means(r, lr, norm);
+	watch_loss(r, loss);
+	tell(r, loss);
+}
+
+void train_log_evaluation(struct train_run *r, const struct metrics *m)
+{
+	json_t *j = json_object();
+	json_object_set_new(j, "step", json_integer(r->step));
+	set_real(j, "", "epoch", epochs_done(r));
+	set_metrics(j, "eval_", m, 1);
+	set_real(j, "", "seconds", trained_seconds(r));
+	put_line(&r->log, j);
+	if (verbosity >= 1)
+		clear_line(&r->log);
+	note(1, "step %lld: held-out loss %.6g", (long long)r->step, metrics_get(m, "loss"));
+}
+
+void train_log_end(struct train_run *r, const char *what)
+{
+	struct rusage use;
+	char time[24], memory[24];
+	progress_end(&r->log.progress);
+	json_t *j = json_object();
+	json_object_set_new(j, "end", json_string(what));
+	json_object_set_new(j, "step", json_integer(r->step));
+	set_real(j, "", "seconds", trained_seconds(r));
+	put_line(&r->log, j);
+	getrusage(RUSAGE_SELF, &use);
+	format_duration(time, sizeof time, seconds_now() - r->began);
+	format_bytes(memory, sizeof memory, (uint64_t)use.ru_maxrss * 1024);
+	note(1, "%s: %s at step %lld of %lld, %s, peak memory %s", r->o->output, what, (long long)r->step,
+	     (long long)r->steps, time, memory);
+}
+
+void train_log_close(struct train_run *r)
+{
+	progress_end(&r->log.progress);
+	if (r->log.file && fclose(r->log.file))
+		log_failed(&r->log);
+	r->log.file = NULL;
+}

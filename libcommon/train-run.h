@@ -1,0 +1,80 @@
+/* train-run.h - one training run in progress, shared by the files of the loop: train.c (updates), train-state.c
+ * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules). */
+#ifndef TRAIN_RUN_H
+#define TRAIN_RUN_H
+
+#include "progress.h"
+#include "train.h"
+
+/* Log file, terminal line and the watch for loss spikes. */
+struct train_log {
+	FILE *file; /* NULL: none */
+	const char *path;
+	bool failed;          /* a write failed and was told once */
+	struct progress progress;
+	struct metrics sums;  /* since the last line of the log */
+	int64_t updates;      /* in sums */
+	double line_began;    /* seconds_now */
+	double told;          /* when the last line for -v was printed */
+	double mean, variance; /* of the loss, exponential, for spikes */
+	int64_t watched, spike_told;
+};
+
+/* Best evaluation so far; only with --patience. */
+struct train_best {
+	bool known;
+	double loss;
+	int64_t step;
+	int64_t without_gain; /* evaluations since */
+	float *host;          /* its averaged weights, laid out as a block */
+};
+
+struct train_run {
+	struct trainee *t;
+	const struct train_options *o;
+	struct params *p;
+	struct loader *data, *eval; /* eval NULL: none */
+	const struct record **batch;
+	int64_t steps, step;   /* updates in all, done */
+	int64_t eval_every;    /* 0: only at the end */
+	bool evaluates;        /* there is something to do at evaluations */
+	bool eval_due;         /* the evaluation of this step is still to do */
+	int64_t first_step;    /* where this process began */
+	int64_t saved_step;    /* on disk; -1: no checkpoint */
+	double began, seconds_before; /* training time of earlier processes */
+	struct train_best best;
+	struct train_log log;
+	json_t *identity;      /* what decides the result: "dalle.run" */
+	json_t *commands, *lineage; /* arrays of command lines: of this model, of its data */
+	char *lock_path;
+	int lock;              /* -1: not held */
+};
+
+/* train-state.c.  All: 0 or -1. */
+int train_lock(struct train_run *r, struct error *e);
+void train_unlock(struct train_run *r);
+/* Fill identity, commands and lineage. */
+int train_describe(struct train_run *r, int argc, char **argv, struct error *e);
+/* Look at the output file: 0 start anew, 1 the state of an unfinished run was loaded, 2 already complete, -1. */
+int train_resume(struct train_run *r, struct error *e);
+int train_checkpoint(struct train_run *r, struct error *e);
+/* The finished file, from block avg, or w when the trainee does not average; `step` is what it holds. */
+int train_finish(struct train_run *r, int64_t step, struct error *e);
+
+/* train-log.c */
+int train_log_open(struct train_run *r, struct error *e);
+void train_log_start(struct train_run *r);
+/* After update r->step: metrics, step size, gradient norm. */
+void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm);
+void train_log_evaluation(struct train_run *r, const struct metrics *m);
+void train_log_end(struct train_run *r, const char *what);
+void train_log_close(struct train_run *r);
+/* sum += weight * m, by name. */
+void metrics_add(struct metrics *sum, const struct metrics *m, double weight);
+
+static inline bool train_averages(const struct trainee *t)
+{
+	return t->average_every > 0 && t->average_decay > 0;
+}
+
+#endif

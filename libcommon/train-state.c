@@ -1,0 +1,391 @@
+/* train-state.c - a run on disk: the lock beside the output, what identifies a run, checkpoints, resuming them
+ * bit-exactly, and the finished file. */
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "device.h"
+#include "train-run.h"
+
+/* ---- one run for each output ---- */
+
+static int lock_held(const struct train_run *r, int fd, struct error *e)
+{
+	char pid[24] = "";
+	ssize_t n = pread(fd, pid, sizeof pid - 1, 0);
+	pid[n > 0 ? n : 0] = 0;
+	pid[strcspn(pid, "\n")] = 0;
+	return fail(e, STATUS_FAIL, "%s: another run%s%s is writing it (%s is locked)", r->o->output,
+	            *pid ? ", process " : "", pid, r->lock_path);
+}
+
+/* 1: locked and still under its name; 0: it was removed by the run before us, try again; -1. */
+static int try_lock(struct train_run *r, struct error *e)
+{
+	struct stat ours, named;
+	int fd = open(r->lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+	if (fd < 0)
+		return fail_errno(e, "%s", r->lock_path);
+	int got = 1;
+	if (flock(fd, LOCK_EX | LOCK_NB))
+		got = errno == EWOULDBLOCK ? lock_held(r, fd, e) : fail_errno(e, "%s", r->lock_path);
+	else if (fstat(fd, &ours) || stat(r->lock_path, &named) || ours.st_ino != named.st_ino)
+		got = 0;
+	if (got != 1)
+		close(fd);
+	else
+		r->lock = fd;
+	return got;
+}
+
+int train_lock(struct train_run *r, struct error *e)
+{
+	struct buf b = {0};
+	int got = buf_printf(&b, e, "%s.lock", r->o->output);
+	r->lock_path = (char *)b.p;
+	while (got == 0)
+		got = try_lock(r, e);
+	if (got < 0)
+		return -1;
+	char pid[24];
+	int n = snprintf(pid, sizeof pid, "%ld\n", (long)getpid());
+	if (ftruncate(r->lock, 0) == 0)
+		return write_full(r->lock, pid, (size_t)n, r->lock_path, e);
+	return fail_errno(e, "%s", r->lock_path);
+}
+
+void train_unlock(struct train_run *r)
+{
+	if (r->lock >= 0) {
+		unlink(r->lock_path); /* before the lock goes, so that nobody else's is removed */
+		close(r->lock);
+	}
+	r->lock = -1;
+	free(r->lock_path);
+	r->lock_path = NULL;
+}
+
+/* ---- what a run is ---- */
+
+static int quote_word(struct buf *b, const char *s, struct error *e)
+{
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+.,:/@%";
+	if (*s && s[strspn(s, plain)] == 0)
+		return buf_printf(b, e, "%s", s);
+	int r = buf_add(b, "'", 1, e);
+	for (; *s && r == 0; s++)
+		r = *s == '\'' ? buf_add(b, "'\\''", 4, e) : buf_add(b, s, 1, e);
+	return r ? r : buf_add(b, "'", 1, e);
+}
+
+/* The command line as a shell would take it.  File names need not be UTF-8, JSON strings must be. */
+static json_t *command_json(int argc, char **argv, struct error *e)
+{
+	struct buf b = {0};
+	int r = buf_printf(&b, e, "%s", program_name);
+	for (int i = 1; i < argc && r == 0; i++)
+		r = buf_add(&b, " ", 1, e) || quote_word(&b, argv[i], e) ? -1 : 0;
+	json_t *j = r == 0 ? json_string((char *)b.p) : NULL;
+	if (r == 0 && !j) {
+		for (size_t i = 0; i < b.n; i++)
+			b.p[i] = b.p[i] & 0x80 ? '?' : b.p[i];
+		j = json_string((char *)b.p);
+	}
+	buf_free(&b);
+	return j;
+}
+
+static json_t *lineage_json(const struct header *h)
+{
+	json_t *list = json_array();
+	for (size_t i = 0; i < h->program_count; i++) {
+		const char *c = h->programs[i].command ? h->programs[i].command : h->programs[i].name;
+		json_array_append_new(list, json_string(c ? c : ""));
+	}
+	return list;
+}
+
+static json_t *optimizer_json(const struct trainee *t)
+{
+	return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:i}", "beta1", t->beta1, "beta2", t->beta2, "eps", t->eps, "decay",
+	                 t->decay, "v_max", t->v_max, "clip", t->clip, "average_decay", t->average_decay, "average_every",
+	                 t->average_every);
+}
+
+/* The step sizes of a few updates stand for the schedule, which only the model knows. */
+static json_t *schedule_json(const struct train_run *r)
+{
+	const int64_t at[] = {0, r->steps / 100, r->steps / 10, r->steps / 2, r->steps - 1};
+	json_t *list = json_array();
+	for (size_t i = 0; i < ARRAY_LEN(at); i++) {
+		struct train_step s = {at[i], r->steps, (uint64_t)r->o->seed, 0, (int)r->o->accumulate};
+		json_array_append_new(list, json_real(r->t->lr(r->t->model, &s)));
+	}
+	return list;
+}
+
+int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
+{
+	r->identity = json_pack("{s:I,s:I,s:i,s:I,s:s,s:I,s:s,s:s,s:o,s:o}", "steps", (json_int_t)r->steps, "seed",
+	                        (json_int_t)r->o->seed, "batch", r->t->batch, "accumulate", (json_int_t)r->o->accumulate,
+	                        "data", loader_identity(r->data), "records", (json_int_t)loader_records(r->data),
+	                        "text_id", r->t->text_id ? r->t->text_id : "", "image_id",
+	                        r->t->image_id ? r->t->image_id : "", "step_sizes", schedule_json(r), "optimizer",
+	                        optimizer_json(r->t));
+	r->lineage = lineage_json(loader_header(r->data));
+	r->commands = json_array();
+	json_t *command = command_json(argc, argv, e);
+	if (!r->identity || !r->lineage || !r->commands || !command || json_array_append_new(r->commands, command))
+		return fail(e, STATUS_LIMIT, "out of memory");
+	return 0;
+}
+
+/* ---- writing ---- */
+
+static int set_text(json_t *meta, const char *key, const char *text)
+{
+	return json_object_set_new(meta, key, json_string(text ? text : ""));
+}
+
+static int set_json(json_t *meta, const char *key, json_t *value)
+{
+	char *text = json_dumps(value, JSON_COMPACT | JSON_SORT_KEYS);
+	int r = text ? set_text(meta, key, text) : -1;
+	free(text);
+	return r;
+}
+
+static json_t *metadata(const struct train_run *r, int64_t step)
+{
+	char number[24];
+	json_t *m = json_object();
+	snprintf(number, sizeof number, "%lld", (long long)step);
+	if (set_text(m, "format", "pt") || set_text(m, "dalle.kind", r->t->kind) ||
+	    set_json(m, "dalle.config", r->t->config) || set_text(m, "dalle.text_id", r->t->text_id) ||
+	    set_text(m, "dalle.image_id", r->t->image_id) || set_text(m, "dalle.step", number) ||
+	    set_text(m, "dalle.version", DALLE_VERSION) || set_json(m, "dalle.command", r->commands) ||
+	    set_json(m, "dalle.data", r->lineage) || set_json(m, "dalle.run", r->identity)) {
+		json_decref(m);
+		return NULL;
+	}
+	return m;
+}
+
+static json_t *state_json(const struct train_run *r)
+{
+	struct loader_state at = loader_state(r->data);
+	json_t *j = json_pack("{s:I,s:I,s:I,s:f,s:b,s:s}", "step", (json_int_t)r->step, "epoch", (json_int_t)at.epoch,
+	                      "position", (json_int_t)at.position, "seconds", r->seconds_before + seconds_now() - r->began,
+	                      "eval_due", r->eval_due, "type", dtype_name(r->p->ops->type(r->p->dev)));
+	json_object_set_new(j, "device", json_string(r->p->ops->name));
+	if (r->best.known)
+		json_object_set_new(j, "best", json_pack("{s:f,s:I,s:I}", "loss", r->best.loss, "step",
+		                                         (json_int_t)r->best.step, "without_gain",
+		                                         (json_int_t)r->best.without_gain));
+	return j;
+}
+
+static int save(const struct train_run *r, json_t *meta, const struct weights_part *parts, size_t n, struct error *e)
+{
+	const char *name = params_find_nonfinite(r->p, false);
+	int result;
+	if (name)
+		result = fail(e, STATUS_FAIL, "step %lld: weights of %s are not finite, %s was left as it was",
+		              (long long)r->step, name, r->o->output);
+	else if (!meta)
+		result = fail(e, STATUS_LIMIT, "out of memory");
+	else
+		result = weights_save(r->o->output, meta, parts, n, NULL, e);
+	json_decref(meta);
+	return result;
+}
+
+int train_checkpoint(struct train_run *r, struct error *e)
+{
+	struct params *p = r->p;
+	double began = seconds_now();
+	struct weights_part parts[] = {
+		{p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL},
+		{p, BLOCK_W, "train.w.", NULL},
+		{p, BLOCK_M, "train.m.", NULL},
+		{p, BLOCK_V, "train.v.", NULL},
+		{p, BLOCK_AVG, "train.best.", r->best.host},
+	};
+	json_t *meta = metadata(r, r->step), *state = state_json(r);
+	if (meta && set_json(meta, "dalle.state", state)) {
+		json_decref(meta);
+		meta = NULL;
+	}
+	json_decref(state);
+	if (save(r, meta, parts, ARRAY_LEN(parts) - !r->best.known, e))
+		return -1;
+	r->saved_step = r->step;
+	note(2, "%s: saved step %lld in %.1f s", r->o->output, (long long)r->step, seconds_now() - began);
+	return 0;
+}
+
+int train_finish(struct train_run *r, int64_t step, struct error *e)
+{
+	struct weights_part part = {r->p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL};
+	return save(r, metadata(r, step), &part, 1, e);
+}
+
+/* ---- resuming ---- */
+
+static void value_text(char *out, size_t n, const json_t *j)
+{
+	char *text = j ? json_dumps(j, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6)) : NULL;
+	snprintf(out, n, "%.90s", text ? text : "none");
+	free(text);
+}
+
+/* Both objects must be equal; the first member that differs is named. */
+static int same_object(const struct train_run *r, const char *what, json_t *old, json_t *now, bool finished,
+                       struct error *e)
+{
+	const char *key;
+	json_t *value;
+	char a[100], b[100];
+	if (json_equal(old, now))
+		return 0;
+	json_object_foreach(now, key, value) {
+		if (json_equal(json_object_get(old, key), value))
+			continue;
+		value_text(a, sizeof a, json_object_get(old, key));
+		value_text(b, sizeof b, value);
+		return fail(e, STATUS_BAD, "%s: is a%s run whose %s%.40s is %s, not %s; --restart replaces it", r->o->output,
+		            finished ? " complete" : "n unfinished", what, key, a, b);
+	}
+	return fail(e, STATUS_BAD, "%s: is a run of another version, its %s differs; --restart replaces it", r->o->output,
+	            *what ? what : "description");
+}
+
+static json_t *meta_json(const struct weights *w, const char *key, struct error *e)
+{
+	const char *text = weights_meta(w, key);
+	json_error_t at;
+	json_t *j = text ? json_loads(text, JSON_REJECT_DUPLICATES, &at) : NULL;
+	if (!j)
+		fail(e, STATUS_BAD, "%s: has no %s, expected a model of this program; --restart replaces it", weights_path(w),
+		     key);
+	return j;
+}
+
+static int same_run(const struct train_run *r, const struct weights *w, bool finished, struct error *e)
+{
+	if (weights_need_kind(w, r->t->kind, e))
+		return -1;
+	/* Through text and back, so that a model may give numbers as it likes (1.0 or 1). */
+	char *text = json_dumps(r->t->config, JSON_COMPACT | JSON_SORT_KEYS);
+	json_error_t at;
+	json_t *config = text ? json_loads(text, 0, &at) : NULL;
+	json_t *old = meta_json(w, "dalle.run", e);
+	free(text);
+	int result = !old ? -1 : same_object(r, "config ", weights_config(w), config, finished, e);
+	if (result == 0)
+		result = same_object(r, "", old, r->identity, finished, e);
+	json_decref(config);
+	json_decref(old);
+	return result;
+}
+
+static int bad_state(const struct weights *w, struct error *e)
+{
+	return fail(e, STATUS_BAD, "%s: dalle.state is corrupt; --restart replaces it", weights_path(w));
+}
+
+static int load_counters(struct train_run *r, const struct weights *w, const json_t *j, struct error *e)
+{
+	const json_t *best = json_object_get(j, "best");
+	json_int_t step = json_integer_value(json_object_get(j, "step"));
+	json_int_t epoch = json_integer_value(json_object_get(j, "epoch"));
+	json_int_t position = json_integer_value(json_object_get(j, "position"));
+	if (step < 0 || step > r->steps || epoch < 0 || position < 0)
+		return bad_state(w, e);
+	r->step = r->saved_step = step;
+	r->eval_due = json_is_true(json_object_get(j, "eval_due"));
+	r->seconds_before = json_number_value(json_object_get(j, "seconds"));
+	if (best && r->best.host) {
+		r->best.known = true;
+		r->best.loss = json_number_value(json_object_get(best, "loss"));
+		r->best.step = json_integer_value(json_object_get(best, "step"));
+		r->best.without_gain = json_integer_value(json_object_get(best, "without_gain"));
+	}
+	return loader_restore(r->data, (struct loader_state){(uint64_t)epoch, (uint64_t)position}, e);
+}
+
+static int load_blocks(struct train_run *r, const struct weights *w, struct error *e)
+{
+	if (params_load(r->p, BLOCK_AVG, w, "", e) || params_load(r->p, BLOCK_W, w, "train.w.", e) ||
+	    params_load(r->p, BLOCK_M, w, "train.m.", e) || params_load(r->p, BLOCK_V, w, "train.v.", e))
+		return -1;
+	if (r->best.known && params_load_host(r->best.host, r->p, w, "train.best.", e))
+		return -1;
+	params_refresh(r->p);
+	return device_check(r->p->ops, r->p->dev, e);
+}
+
+/* Another device or number format goes on from the same weights, but not to the same bits. */
+static void tell_device(const struct train_run *r, const json_t *state)
+{
+	const char *device = json_string_value(json_object_get(state, "device"));
+	const char *type = json_string_value(json_object_get(state, "type"));
+	const char *now = dtype_name(r->p->ops->type(r->p->dev));
+	if (device && type && (strcmp(device, r->p->ops->name) || strcmp(type, now)))
+		warn("%s: was computed in %s on %s, goes on in %s on %s: results will differ slightly", r->o->output, type,
+		     device, now, r->p->ops->name);
+}
+
+static int add_old_commands(struct train_run *r, const struct weights *w, struct error *e)
+{
+	json_t *old = meta_json(w, "dalle.command", e);
+	size_t n = json_array_size(old);
+	json_t *now = json_array_get(r->commands, 0);
+	if (n && !json_equal(json_array_get(old, n - 1), now))
+		json_array_append(old, now);
+	if (n) {
+		json_decref(r->commands);
+		r->commands = json_incref(old);
+	}
+	json_decref(old);
+	return e->status ? -1 : 0;
+}
+
+static int load_unfinished(struct train_run *r, const struct weights *w, struct error *e)
+{
+	json_t *state = meta_json(w, "dalle.state", e);
+	int result = state ? 0 : -1;
+	if (result == 0)
+		result = add_old_commands(r, w, e);
+	if (result == 0)
+		result = load_counters(r, w, state, e);
+	if (result == 0)
+		result = load_blocks(r, w, e);
+	if (result == 0)
+		tell_device(r, state);
+	json_decref(state);
+	return result < 0 ? -1 : 1;
+}
+
+int train_resume(struct train_run *r, struct error *e)
+{
+	struct stat st;
+	r->saved_step = -1;
+	if (r->o->restart || (stat(r->o->output, &st) && errno == ENOENT))
+		return 0;
+	struct weights *w = weights_open(r->o->output, e);
+	if (!w) {
+		struct error first = *e;
+		*e = (struct error){0};
+		return fail(e, first.status, "%.400s; --restart replaces it", first.text);
+	}
+	bool finished = !weights_meta(w, "dalle.state");
+	int result = same_run(r, w, finished, e) ? -1 : finished ? 2 : load_unfinished(r, w, e);
+	weights_close(w);
+	return result;
+}
