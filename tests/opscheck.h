@@ -172,7 +172,7 @@ UNUSED void differences(double *gradient, void (*f)(double *y, const double *x, 
                         const double *dy, size_t ny, const void *with)
 {
 	const double h = 1e-5;
-	double *y = must(malloc(ny * sizeof *y));
+	double *y = must(calloc(ny, sizeof *y));
 	for (size_t i = 0; i < nx; i++) {
 		double keep = x[i], sum = 0;
 		x[i] = keep + h;

@@ -12,7 +12,7 @@ struct shape {
 static void naive_attn(double *y, double *lse, const double *qkv, const struct shape *s)
 {
 	int S = attn_length(&s->m), H = s->H, D = s->D;
-	double *p = must(malloc((size_t)S * sizeof *p));
+	double *p = must(calloc((size_t)S, sizeof *p));
 	for (int b = 0; b < s->B; b++)
 		for (int h = 0; h < H; h++)
 			for (int i = 0; i < S; i++) {
@@ -46,7 +46,7 @@ static void naive_for_differences(double *y, const double *x, const void *with)
 static void naive_attn_bwd(double *g, const double *dy, const double *qkv, const struct shape *s)
 {
 	int S = attn_length(&s->m), H = s->H, D = s->D;
-	double *p = must(malloc((size_t)S * sizeof *p)), *dp = must(malloc((size_t)S * sizeof *dp));
+	double *p = must(calloc((size_t)S, sizeof *p)), *dp = must(calloc((size_t)S, sizeof *dp));
 	memset(g, 0, (size_t)s->B * S * 3 * H * D * sizeof *g);
 #define AT(t, j, which) ((t) + (((size_t)(b * S + (j)) * 3 + (which)) * H + h) * D)
 	for (int b = 0; b < s->B; b++)
@@ -96,7 +96,7 @@ static void check_shape(const struct shape *s, int by_differences)
 	struct tensor qkv = tensor_random(T, rows * 3 * width, -2, 2), dy = tensor_random(T, rows * width, -1, 1);
 	struct tensor y = tensor_output(T, rows * width), lse = tensor_output(DT_F32, s->B * s->H * S);
 	struct tensor dqkv = tensor_output(T, rows * 3 * width);
-	double *want = must(malloc(rows * 3 * width * sizeof *want)), *want_lse = must(malloc(lse.n * sizeof *want_lse));
+	double *want = must(calloc(rows * 3 * width, sizeof *want)), *want_lse = must(calloc(lse.n, sizeof *want_lse));
 	naive_attn(want, want_lse, qkv.v, s);
 	ops->attn_fwd(dev, y.p, lse.p, qkv.p, s->B, s->H, s->D, &s->m);
 	snprintf(what, sizeof what, "attn_fwd %s", name);
@@ -124,7 +124,7 @@ static void check_step(const struct shape *s)
 	snprintf(what, sizeof what, "attn_step %s", mask_name(s, name, sizeof name));
 	struct tensor qkv = tensor_random(T, s->B * S * 3 * width, -2, 2), cache = tensor_output(T, s->B * S * 2 * width);
 	struct tensor one = tensor_new(T, s->B * 3 * width), y = tensor_output(T, s->B * width);
-	double *want = must(malloc(s->B * S * width * sizeof *want)), *got = must(malloc(s->B * S * width * sizeof *got));
+	double *want = must(calloc(s->B * S * width, sizeof *want)), *got = must(calloc(s->B * S * width, sizeof *got));
 	naive_attn(want, NULL, qkv.v, s);
 	for (size_t pos = 0; pos < S; pos++) {
 		for (size_t b = 0; b < (size_t)s->B; b++)
@@ -185,7 +185,7 @@ static void check_large_scores(void)
 	for (size_t i = 0; i < qkv.n; i++)
 		qkv.v[i] = i % 12 < 8 ? uniform(-1, 1) * (i / 12 % 5 == 4 ? 16 : 1) : uniform(-1, 1);
 	tensor_put(&qkv);
-	double *want = must(malloc(y.n * sizeof *want));
+	double *want = must(calloc(y.n, sizeof *want));
 	naive_attn(want, NULL, qkv.v, &s);
 	ops->attn_fwd(dev, y.p, lse.p, qkv.p, 1, 1, 4, &s.m);
 	near(&y, want, 10 * bound(T), "attn_fwd with large scores");
@@ -217,7 +217,7 @@ static void run_bits(double *out, double *grad, const double *qkv, const double 
 static void check_bits(void)
 {
 	enum { B = 3, WIDTH = 73 * 2 * 17 };
-	double *qkv = must(malloc(B * 3 * WIDTH * sizeof *qkv)), *dy = must(malloc(B * WIDTH * sizeof *dy));
+	double *qkv = must(calloc(B * 3 * WIDTH, sizeof *qkv)), *dy = must(calloc(B * WIDTH, sizeof *dy));
 	double *y[2], *g[2];
 	for (int i = 0; i < 2; i++)
 		y[i] = must(calloc(B * WIDTH, sizeof **y)), g[i] = must(calloc(B * 3 * WIDTH, sizeof **g));
