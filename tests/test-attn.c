@@ -136,7 +136,7 @@ static void check_step(const struct shape *s)
 			memcpy(got + (b * S + pos) * width, y.v + b * width, width * sizeof *want);
 	}
 	tensor_get(&cache, what);
-	double e = distance(got, want, s->B * S * width);
+	double e = distance(got, want, s->B * S * width, T);
 	CHECK(e <= bound(T), "%s (%s): off by %.3g", what, type_names[T], e);
 	int same = 1;
 	for (size_t r = 0; r < s->B * S; r++)
