@@ -5,7 +5,7 @@
  *
  *	emoji-report --pairs pairs.tsv --truth all.pix ranked.pix
  *
- * pairs.tsv: file, caption, group, subgroup, version, base, tones, keywords, split (emoji-extract writes it). */
+ * pairs.tsv: file, caption, key, split, group, subgroup, version, base, tones (emoji-extract writes it). */
 #include "../libcommon/opt.h"
 #include "../libcommon/stream.h"
 
@@ -16,7 +16,7 @@
 #include <string.h>
 
 enum { SIDE = 32, CELLS = SIDE * SIDE * 3, MAX_WORDS = 32 };
-enum { COL_FILE = 0, COL_CAPTION = 1, COL_BASE = 5, COL_TONES = 6, COL_SPLIT = 8, COLUMNS = 9 };
+enum { COL_CAPTION = 1, COL_KEY = 2, COL_SPLIT = 3, COL_BASE = 7, COL_TONES = 8, COLUMNS = 9 };
 
 struct pair {
 	char *key, *caption, *base, *tones, *split; /* inside the table's text */
@@ -45,10 +45,7 @@ static int parse_line(char *line, struct pair *p, struct error *e)
 		if (!column[i])
 			return fail(e, STATUS_BAD, "pairs: a line has %d columns, expected %d", i, COLUMNS);
 	}
-	*p = (struct pair){column[COL_FILE], column[COL_CAPTION], column[COL_BASE], column[COL_TONES], column[COL_SPLIT], NULL};
-	char *dot = strrchr(p->key, '.');
-	if (dot)
-		*dot = 0;
+	*p = (struct pair){column[COL_KEY], column[COL_CAPTION], column[COL_BASE], column[COL_TONES], column[COL_SPLIT], NULL};
 	return 0;
 }
 

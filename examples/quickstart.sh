@@ -1,0 +1,85 @@
+#!/bin/sh
+# quickstart.sh - DALL-E from nothing to pictures, on a CPU: 3,664 emoji with their Unicode names go through every
+# stage of the paper; the results land in out/.  Run again, it goes on where it stopped.
+#
+#	sh examples/quickstart.sh
+#
+# OUT=DIR  where results go (out)      JOBS=N  threads (all)
+# STEPS_DVAE, STEPS_DALLE, STEPS_CLIP  updates of the three trainings
+set -eu
+cd "$(dirname "$0")/.."
+OUT=${OUT:-out}
+export LC_ALL=C
+began=$(date +%s)
+
+say() { printf '%s\n' "$*" >&2; }
+
+# ---- packages, build ----
+
+packages="gcc make libzstd-dev libpng-dev libjpeg62-turbo-dev libjansson-dev libxxhash-dev libdnnl-dev
+	fonts-noto-color-emoji unicode-data"
+missing=
+for p in $packages; do
+	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+done
+if [ -n "$missing" ]; then
+	say "installing:$missing"
+	root=
+	[ "$(id -u)" = 0 ] || root=sudo
+	$root apt-get update -qq
+	$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+make -j"$(nproc)" >/dev/null
+PATH=$PWD/build/bin:$PWD/build/examples:$PATH
+mkdir -p "$OUT"
+cd "$OUT"
+
+# ---- how much training fits ----
+
+# With bf16 units (AMX, AVX512-BF16) an update costs a fraction; without them fewer are made.
+if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
+	: "${STEPS_DVAE:=6000}" "${STEPS_DALLE:=3000}" "${STEPS_CLIP:=1500}"
+else
+	: "${STEPS_DVAE:=2500}" "${STEPS_DALLE:=900}" "${STEPS_CLIP:=450}"
+	say "this CPU has no bf16 units: training in f32 with fewer updates ($STEPS_DVAE, $STEPS_DALLE, $STEPS_CLIP)"
+fi
+
+# stage NAME FILE 'PIPELINE': run it unless FILE is there; FILE appears only when it is whole.
+stage() {
+	if [ -e "$2" ]; then
+		say "done before: $1"
+		return
+	fi
+	say "\$ $3"
+	start=$(date +%s)
+	sh -euc "$3"
+	[ -e "$2" ] || { say "quickstart: $1 did not make $2"; exit 1; }
+	say "[$(($(date +%s) - start)) s] $1"
+}
+
+# ---- the pipeline ----
+
+stage "pictures and names out of the font" emoji/pairs.tsv \
+	'emoji-extract -D emoji'
+for split in train combo cross novel; do
+	stage "pictures: $split" $split.pix \
+		"img-pack -s 64 --crop pad -o $split.pix emoji/$split.tsv"
+done
+stage "vocabulary" words.bpe \
+	'cut -f2 emoji/train.tsv | bpe-train -k 2048 -o words.bpe'
+stage "dVAE" dvae.done \
+	"dvae-train -x small -n $STEPS_DVAE --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
+	touch dvae.done"
+for split in train combo cross novel; do
+	stage "tokens: $split" $split.tok \
+		"bpe-encode -m words.bpe $split.pix | dvae-encode -m dvae.safetensors -o $split.tok"
+done
+stage "transformer" dalle.done \
+	"dalle-train -x small -n $STEPS_DALLE --eval combo.tok --eval-every 50 --patience 4 --log dalle.jsonl -o dalle.safetensors train.tok
+	touch dalle.done"
+stage "CLIP" clip.done \
+	"bpe-encode -m words.bpe train.pix | clip-train -x small -n $STEPS_CLIP --log clip.jsonl -o clip.safetensors
+	touch clip.done"
+stage "16 samples of each held-out caption, ranked" ranked.pix \
+	'tok-cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -n 16 |
+		dvae-decode -m dvae.safetensors | clip-rank -m clip.safetensors -o ranked.pix'

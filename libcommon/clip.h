@@ -1,0 +1,84 @@
+/* clip.h - CLIP (recipe H): a picture tower and a text tower whose outputs, projected to a shared space and
+ * normalised, agree for pairs that belong together.  Used to rank samples and to filter data.
+ *
+ * Letters: B pairs, G = (size/patch)^2 patches, S text positions, E width of the shared space.
+ * Tensor names are those of the public code's state dict (visual.conv1.weight, transformer..., ln_final...), except
+ * that the blocks' names are block.h's. */
+#ifndef CLIP_H
+#define CLIP_H
+
+#include "arena.h"
+#include "block.h"
+#include "opt.h"
+#include "train.h"
+
+struct clip_config {
+	int64_t size, patch;                              /* pixels; patch divides size */
+	int64_t image_width, image_layers, image_heads;
+	int64_t context, vocabulary;                      /* text positions incl. start and end; tokens incl. both */
+	int64_t text_width, text_layers, text_heads;
+	int64_t embed;                                    /* E */
+	int64_t exact_gelu;                               /* 0: x * sigmoid(1.702 x) */
+	double lr, decay;                                 /* AdamW defaults of the preset */
+	int64_t warmup;
+};
+
+struct clip {
+	struct clip_config config;
+	char id[ID_LENGTH + 1];      /* of a loaded model */
+	char text_id[ID_LENGTH + 1]; /* vocabulary it reads */
+	const struct ops *ops;
+	struct dev *dev;
+	int batch; /* most pairs per call */
+	bool training;
+	struct params params;
+	struct arena arena;
+	struct stack image_stack, text_stack;
+
+	/* image tower */
+	struct param *patch_w;        /* (image_width, 3, patch, patch) */
+	struct param *class_embed;    /* (1, image_width) */
+	struct param *image_pos;      /* (G + 1, image_width) */
+	struct param *pre_w, *pre_b, *post_w, *post_b; /* layer norms (image_width) */
+	struct param *image_proj;     /* (E, image_width) */
+	/* text tower */
+	struct param *token_embed;    /* (vocabulary, text_width) */
+	struct param *text_pos;       /* (context, text_width) */
+	struct param *final_w, *final_b;
+	struct param *text_proj;      /* (E, text_width) */
+	struct param *scale;          /* (1): s, logits = exp(s) * cosine */
+
+	struct clip_buffers *buf; /* activations, clip.c */
+};
+
+/* Rows of the preset table: "tiny", "small", "vit-b-32".  STATUS_USAGE for another name. */
+int clip_preset(const char *name, struct clip_config *c, struct error *e);
+/* A new model with random weights (H5), for pairs of up to `batch` at a time. */
+int clip_new(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
+             uint64_t seed, struct error *e);
+/* Our model file for inference. */
+int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
+void clip_free(struct clip *m);
+json_t *clip_config_json(const struct clip_config *c);
+
+/* n <= batch pictures (n, size, size, 3) RGB8 and captions as text tokens to unit vectors on the host,
+ * image_out and text_out (n, E); either side may be NULL with its output. */
+int clip_embed(struct clip *m, const uint8_t *rgb, const struct tokens *const *text, int n, float *image_out,
+               float *text_out, struct error *e);
+
+/* What the trainer needs; pictures are shifted by up to max_shift pixels, filled with the picture's border. */
+struct clip_trainer {
+	struct clip *model;
+	uint64_t seed;
+	int max_shift;
+	double lr;
+	int64_t warmup;
+	uint8_t *rgb;   /* (batch, size, size, 3) host */
+	int32_t *group; /* (batch) host: equal captions share a number */
+};
+int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
+void clip_trainer_free(struct clip_trainer *t);
+/* Fills step, evaluate, lr and the constants of H6. */
+void clip_trainee(struct clip_trainer *t, struct trainee *out);
+
+#endif

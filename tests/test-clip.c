@@ -1,0 +1,161 @@
+/* test-clip.c - CLIP against an independent PyTorch implementation (tests/golden/make_clip.py): vectors, loss, every
+ * gradient; and what the loss must not do. */
+#include "check.h"
+
+#include "../libcommon/clip.h"
+#include "../libcommon/device.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BATCH = 5, SIZE = 8 };
+enum { F32 = 1, BF16 = 2 }; /* of auto|f32|bf16|f16 */
+static const struct clip_config config = {.size = SIZE, .patch = 4, .image_width = 16, .image_layers = 2, .image_heads = 2,
+                                          .context = 7, .vocabulary = 14, .text_width = 16, .text_layers = 2,
+                                          .text_heads = 2, .embed = 12, .lr = 1e-3, .warmup = 1};
+static struct weights *golden;
+static const struct ops *ops;
+static struct dev *dev;
+static char golden_path[4096];
+
+static float *golden_read(const char *prefix, const char *name, size_t n)
+{
+	struct error e = {0};
+	char full[160];
+	snprintf(full, sizeof full, "%s%s", prefix, name);
+	const struct weights_tensor *t = weights_find(golden, full);
+	float *v = mem_zero(n, sizeof *v, &e);
+	if (!CHECK(t && v, "golden tensor %s", full) || !t || !v)
+		exit(1);
+	CHECK(weights_read(golden, t, v, &e) == 0, "read %s: %s", full, e.text);
+	return v;
+}
+
+/* |a - b| / |b| */
+static double relative_error(const float *a, const float *b, size_t n)
+{
+	double d = 0, s = 0;
+	for (size_t i = 0; i < n; i++) {
+		d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+		s += (double)b[i] * b[i];
+	}
+	return sqrt(d / (s > 0 ? s : 1));
+}
+
+static void make_batch(struct record rec[BATCH], const struct record *batch[BATCH])
+{
+	static const uint32_t captions[BATCH][8] = {{1, 2, 3}, {4}, {1, 2, 3}, {5, 6, 7, 8, 9, 10, 11, 0}, {0}};
+	static const size_t lengths[BATCH] = {3, 1, 3, 8, 0};
+	struct error e = {0};
+	float *rgb = golden_read("in.", "rgb", BATCH * SIZE * SIZE * 3);
+	for (int i = 0; i < BATCH; i++) {
+		batch[i] = &rec[i];
+		pixels_resize(&rec[i].pixels, SIZE, SIZE, &e);
+		for (int k = 0; k < SIZE * SIZE * 3; k++)
+			rec[i].pixels.rgb[k] = (uint8_t)rgb[i * SIZE * SIZE * 3 + k];
+		tokens_set(&rec[i].text, captions[i], lengths[i], &e);
+	}
+	free(rgb);
+}
+
+/* f32: every tensor within the bound.  bf16: over all tensors no worse than PyTorch's own autocast is on the same
+ * batch (root mean square of the relative errors), and no tensor off by a tenth. */
+static void check_gradients(struct clip *m, int precision, double f32_bound)
+{
+	struct error e = {0};
+	double ours = 0, autocast = 0, bound = precision == F32 ? f32_bound : 0.1;
+	for (int i = 0; i < m->params.count; i++) {
+		struct param *p = &m->params.rows[i];
+		float *got = mem_alloc(p->n, sizeof *got, &e), *want = golden_read("grad.", p->name, p->n);
+		float *rough = golden_read("auto.", p->name, 1);
+		ops->get(dev, got, p->g, p->n * sizeof *got);
+		double err = relative_error(got, want, p->n);
+		CHECK(err < bound, "gradient of %s: relative error %.2g < %.2g", p->name, err, bound);
+		ours += err * err;
+		autocast += (double)*rough * *rough;
+		free(got);
+		free(want);
+		free(rough);
+	}
+	CHECK(ours <= autocast, "gradients: root mean square error %.3g, of PyTorch's bf16 autocast %.3g",
+	      sqrt(ours / m->params.count), sqrt(autocast / m->params.count));
+}
+
+static void test_golden(int precision, double bound)
+{
+	struct error e = {0};
+	struct run_options run = {"cpu", 1, BATCH, precision};
+	struct clip m = {0};
+	struct clip_trainer t = {0};
+	struct trainee trainee;
+	struct record rec[BATCH];
+	const struct record *batch[BATCH];
+	struct metrics metrics = {0};
+	const struct train_step step = {.step = 0, .steps = 1, .seed = 1, .part = 0, .parts = 1};
+	CHECK(device_open(&run, &ops, &dev, &e) == 0, "device: %s", e.text);
+	CHECK(clip_new(&m, &config, ops, dev, BATCH, 1, &e) == 0 && clip_trainer_init(&t, &m, &e) == 0, "model: %s", e.text);
+	CHECK(params_load(&m.params, BLOCK_W, golden, "", &e) == 0, "weights: %s", e.text);
+	params_refresh(&m.params);
+	memset(rec, 0, sizeof rec);
+	make_batch(rec, batch);
+	clip_trainee(&t, &trainee);
+	params_zero_grad(&m.params);
+	CHECK(trainee.step(trainee.model, &step, batch, BATCH, &metrics, &e) == 0, "step: %s", e.text);
+	float *loss = golden_read("out.", "loss", 1);
+	CHECK(fabs(metrics_get(&metrics, "loss") - *loss) < bound * fabsf(*loss), "loss %.6f, expected %.6f",
+	      metrics_get(&metrics, "loss"), *loss);
+	check_gradients(&m, precision, bound);
+	const struct tokens *text[BATCH];
+	float image[BATCH * 12], words[BATCH * 12], *want;
+	for (int i = 0; i < BATCH; i++)
+		text[i] = &rec[i].text;
+	CHECK(clip_embed(&m, t.rgb, text, BATCH, image, words, &e) == 0, "embed: %s", e.text);
+	want = golden_read("out.", "image", BATCH * 12);
+	CHECK(relative_error(image, want, BATCH * 12) < bound, "picture vectors");
+	free(want);
+	want = golden_read("out.", "text", BATCH * 12);
+	CHECK(relative_error(words, want, BATCH * 12) < bound, "caption vectors");
+	free(want);
+	free(loss);
+	for (int i = 0; i < BATCH; i++)
+		record_free(&rec[i]);
+	clip_trainer_free(&t);
+	clip_free(&m);
+	device_close(ops, dev);
+}
+
+static void test_refusals(void)
+{
+	struct error e = {0};
+	struct clip_config c;
+	CHECK(clip_preset("nonsense", &c, &e) && e.status == STATUS_USAGE, "unknown preset is misuse");
+	struct run_options run = {"cpu", 1, 2, 1};
+	struct clip m;
+	e = (struct error){0};
+	device_open(&run, &ops, &dev, &e);
+	c = config;
+	c.patch = 3;
+	CHECK(clip_new(&m, &c, ops, dev, 2, 1, &e) && e.status == STATUS_BAD, "a patch that does not divide the side is refused");
+	clip_free(&m);
+	e = (struct error){0};
+	CHECK(clip_load(&m, golden_path, ops, dev, 2, &e) && e.status == STATUS_BAD,
+	      "a file that is no CLIP model is refused");
+	clip_free(&m);
+	device_close(ops, dev);
+}
+
+int main(void)
+{
+	struct error e = {0};
+	const char *root = getenv("SRC");
+	snprintf(golden_path, sizeof golden_path, "%s/tests/golden/clip.safetensors", root ? root : ".");
+	golden = weights_open(golden_path, &e);
+	if (!CHECK(golden, "golden file: %s", e.text))
+		return check_done();
+	test_golden(F32, 1e-4);
+	test_golden(BF16, 2e-2);
+	test_refusals();
+	weights_close(golden);
+	return check_done();
+}

@@ -1,0 +1,91 @@
+/* clip-train - captions + pixels -> CLIP (recipe H1-H6).  The text tokens come from bpe-encode, the pictures have
+ * the model's size. */
+#include "../libcommon/clip.h"
+#include "../libcommon/device.h"
+
+#include <stdlib.h>
+
+static struct train_options train = TRAIN_DEFAULTS;
+static struct run_options run = RUN_DEFAULTS(128);
+static struct clip_config config;
+static const char *preset = "small";
+static int64_t shift = -1, memory = 1 << 30;
+
+static const struct opt options[] = {
+	OPT_STRING('x', "preset", &preset, "NAME", "sizes: tiny, small or vit-b-32; the options below override it"),
+	OPT_TRAIN(&train),
+	OPT_RUN(&run),
+	OPT_INT(0, "patch", &config.patch, 1, 4096, "N", "side of a patch in pixels"),
+	OPT_INT(0, "image-width", &config.image_width, 1, 65536, "N", "width of the picture tower"),
+	OPT_INT(0, "image-layers", &config.image_layers, 1, 1024, "N", "layers of the picture tower"),
+	OPT_INT(0, "image-heads", &config.image_heads, 1, 1024, "N", "heads of the picture tower"),
+	OPT_INT(0, "context", &config.context, 3, 65536, "N", "text positions, start and end included"),
+	OPT_INT(0, "text-width", &config.text_width, 1, 65536, "N", "width of the text tower"),
+	OPT_INT(0, "text-layers", &config.text_layers, 1, 1024, "N", "layers of the text tower"),
+	OPT_INT(0, "text-heads", &config.text_heads, 1, 1024, "N", "heads of the text tower"),
+	OPT_INT(0, "embed", &config.embed, 1, 65536, "N", "width of the shared space"),
+	OPT_REAL(0, "decay", &config.decay, 0, 10, "X", "weight decay"),
+	OPT_INT(0, "shift", &shift, -1, 1024, "N", "move pictures by up to N pixels, -1 for a sixteenth of their side"),
+	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
+	OPT_END,
+};
+static const struct tool tool = {"clip-train", "-o MODEL [OPTION]... [FILE]...",
+                                 "Train CLIP on records with captions as text tokens and pixels", options};
+
+/* What the data decides: picture size and vocabulary. */
+static int fit_config(const struct header *h, const char *file, struct error *e)
+{
+	if (!h->text.id[0])
+		return fail(e, STATUS_BAD, "%s: holds no text tokens, expected a stream from bpe-encode", file);
+	if (!h->width || h->width != h->height)
+		return fail(e, STATUS_BAD, "%s: pictures are not all squares of one size, expected img-pack -s SIZE", file);
+	config.size = h->width;
+	config.vocabulary = (int64_t)h->text.size + 2; /* start and end */
+	return 0;
+}
+
+static int train_model(struct loader *data, const struct ops *ops, struct dev *dev, int argc, char **argv, struct error *e)
+{
+	struct clip model = {0};
+	struct clip_trainer trainer = {0};
+	struct trainee trainee;
+	int status = STATUS_FAIL;
+	if (clip_new(&model, &config, ops, dev, (int)run.batch, (uint64_t)train.seed, e) == 0 &&
+	    clip_trainer_init(&trainer, &model, e) == 0) {
+		snprintf(model.text_id, sizeof model.text_id, "%s", loader_header(data)->text.id);
+		trainer.seed = (uint64_t)train.seed;
+		trainer.max_shift = (int)(shift < 0 ? config.size / 16 : shift);
+		trainer.lr = train.lr > 0 ? train.lr : config.lr;
+		trainer.warmup = train.warmup >= 0 ? train.warmup : config.warmup;
+		clip_trainee(&trainer, &trainee);
+		trainee.config = clip_config_json(&config);
+		status = train_run(&trainee, &train, data, argc, argv, e);
+		json_decref(trainee.config);
+	}
+	clip_trainer_free(&trainer);
+	clip_free(&model);
+	return e->status ? e->status : status;
+}
+
+int main(int argc, char **argv)
+{
+	struct error e = {0};
+	if (clip_preset(opt_early(&tool, argc, argv, "preset", preset), &config, &e)) {
+		program_name = tool.name;
+		return finish(opt_misuse("%s", e.text));
+	}
+	int first, status = opt_parse(&tool, argc, argv, &first);
+	if (status >= 0)
+		return finish(status);
+	if (!train.output)
+		return finish(opt_misuse("-o MODEL is needed"));
+	const struct ops *ops = NULL;
+	struct dev *dev = NULL;
+	struct loader *data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+	if (data && fit_config(loader_header(data), loader_name(data), &e) == 0 && device_open(&run, &ops, &dev, &e) == 0)
+		status = train_model(data, ops, dev, argc, argv, &e);
+	if (data)
+		loader_close(data);
+	device_close(ops, dev);
+	return finish(e.status ? report(&e) : status);
+}
