@@ -279,9 +279,9 @@ static int build(struct clip *m, const struct clip_config *c, const struct ops *
 }
 
 int clip_new(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
-             uint64_t seed, struct error *e)
+             struct error *e)
 {
-	return build(m, c, ops, dev, batch, true, e) || params_init(&m->params, seed, e) ? -1 : 0;
+	return build(m, c, ops, dev, batch, true, e);
 }
 
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e)

@@ -53,9 +53,9 @@ struct clip {
 
 /* Rows of the preset table: "tiny", "small", "vit-b-32".  STATUS_USAGE for another name. */
 int clip_preset(const char *name, struct clip_config *c, struct error *e);
-/* A new model with random weights (H5), for pairs of up to `batch` at a time. */
+/* A new model for training on pairs of up to `batch` at a time; its weights are params_init's (H5) or params_load's. */
 int clip_new(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
-             uint64_t seed, struct error *e);
+             struct error *e);
 /* Our model file for inference. */
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);

@@ -50,7 +50,7 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 	struct clip_trainer trainer = {0};
 	struct trainee trainee;
 	int status = STATUS_FAIL;
-	if (clip_new(&model, &config, ops, dev, (int)run.batch, (uint64_t)train.seed, e) == 0 &&
+	if (clip_new(&model, &config, ops, dev, (int)run.batch, e) == 0 &&
 	    clip_trainer_init(&trainer, &model, e) == 0) {
 		snprintf(model.text_id, sizeof model.text_id, "%s", loader_header(data)->text.id);
 		trainer.seed = (uint64_t)train.seed;
