@@ -1,0 +1,132 @@
+/* dalle_config.c - see dalle_config.h. */
+#include "dalle_config.h"
+
+#include <string.h>
+
+/* Data sizes are the paper's where a stream does not set them; `small` is for pictures of 64 to 128 pixels with short
+ * captions on a CPU.  1.2b has the paper's recipe at a size of later reimplementations. */
+#define PAPER_DATA .text_length = 256, .text_vocab = 16384, .grid_w = 32, .grid_h = 32, .image_vocab = 8192
+#define PAPER_SIZE(l, w, h) {PAPER_DATA, .layers = l, .width = w, .heads = h, .conv_k = 11, .logits_f32 = true}
+#define PAPER_RECIPE(b, rate) \
+	{.batch = b, .lr = rate, .lr_end = 1.0 / 32, .warmup = 5000, .halving = true, .beta1 = 0.9, .beta2 = 0.96, \
+	 .eps = 1e-8, .decay = 4.5e-2, .v_max = 5, .clip = 4, .average_decay = 0.99, .average_every = 25, \
+	 .bpe_dropout = 0.1, .init = 0.125}
+#define SHORT_RECIPE(b, rate, warm) \
+	{.batch = b, .lr = rate, .lr_end = 0.02, .warmup = warm, .beta1 = 0.9, .beta2 = 0.96, .eps = 1e-8, \
+	 .decay = 4.5e-2, .v_max = 5, .clip = 4, .average_decay = 0.98, .average_every = 1, .bpe_dropout = 0.1, \
+	 .init = 0.5}
+
+static const struct dalle_preset presets[] = {
+	{"tiny",
+	 {.text_length = 16, .text_vocab = 256, .grid_w = 4, .grid_h = 4, .image_vocab = 64, .layers = 4, .width = 32,
+	  .heads = 2, .conv_k = 3},
+	 SHORT_RECIPE(8, 3e-3, 10)},
+	{"small",
+	 {.text_length = 32, .text_vocab = 2048, .grid_w = 8, .grid_h = 8, .image_vocab = 1024, .layers = 4, .width = 192,
+	  .heads = 6, .conv_k = 11},
+	 SHORT_RECIPE(64, 1.5e-3, 50)},
+	{"1.2b", PAPER_SIZE(24, 2048, 32), PAPER_RECIPE(8, 4.5e-4)},
+	{"2.8b", PAPER_SIZE(64, 1920, 30), PAPER_RECIPE(4, 4.5e-4)},
+	{"5.6b", PAPER_SIZE(64, 2688, 42), PAPER_RECIPE(2, 4.5e-4)},
+	{"12b", PAPER_SIZE(64, 3968, 62), PAPER_RECIPE(1, 4.5e-4)},
+};
+
+const struct dalle_preset *dalle_preset_find(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_LEN(presets); i++)
+		if (strcmp(presets[i].name, name) == 0)
+			return &presets[i];
+	return NULL;
+}
+
+struct attn_mask dalle_mask_of(const struct dalle_config *c, int i)
+{
+	if (c->mask == DALLE_MASK_DENSE)
+		return (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = dalle_length(c)};
+	struct attn_mask m = {.kind = ATTN_ROW, .n_text = c->text_length, .grid_w = c->grid_w, .grid_h = c->grid_h,
+	                      .conv_k = c->conv_k, .conv_centred = c->conv_centred};
+	if (i == c->layers - 1)
+		m.kind = ATTN_CONV;
+	else if (i % 4 == 1)
+		m.kind = ATTN_COLUMN;
+	return m;
+}
+
+void dalle_config_from_header(struct dalle_config *c, const struct header *h)
+{
+	c->text_vocab = (int)h->text.size;
+	c->image_vocab = (int)h->image.size;
+	c->grid_w = (int)h->image.grid_width;
+	c->grid_h = (int)h->image.grid_height;
+}
+
+/* ---- JSON ---- */
+
+/* Each number of the config: its name in the file and the range that is accepted. */
+static const struct field {
+	const char *name;
+	size_t at;
+	int min, max;
+} fields[] = {
+#define FIELD(name, min, max) {#name, offsetof(struct dalle_config, name), min, max}
+	FIELD(text_length, 1, 1 << 16), FIELD(text_vocab, 1, 1 << 24), FIELD(grid_w, 1, 4096), FIELD(grid_h, 1, 4096),
+	FIELD(image_vocab, 1, 1 << 24), FIELD(layers, 1, 1024), FIELD(width, 1, 1 << 17), FIELD(heads, 1, 1 << 12),
+	FIELD(conv_k, 1, 4095), FIELD(conv_centred, 0, 1), FIELD(mask, 0, DALLE_MASK_DENSE),
+#undef FIELD
+};
+
+static int *field_of(struct dalle_config *c, const struct field *f)
+{
+	return (int *)((char *)c + f->at);
+}
+
+int dalle_config_check(const struct dalle_config *c, struct error *e)
+{
+	struct dalle_config copy = *c;
+	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+		int v = *field_of(&copy, &fields[i]);
+		if (v < fields[i].min || v > fields[i].max)
+			return fail(e, STATUS_BAD, "%s is %d, expected %d to %d", fields[i].name, v, fields[i].min, fields[i].max);
+	}
+	if (c->width % c->heads)
+		return fail(e, STATUS_BAD, "width %d is not a multiple of %d heads", c->width, c->heads);
+	if (c->conv_k % 2 == 0)
+		return fail(e, STATUS_BAD, "conv_k %d is even, expected an odd number", c->conv_k);
+	if ((int64_t)c->grid_w * c->grid_h > 1 << 20)
+		return fail(e, STATUS_BAD, "grid of %dx%d tokens is larger than 2^20", c->grid_w, c->grid_h);
+	return 0;
+}
+
+json_t *dalle_config_json(const struct dalle_config *c)
+{
+	struct dalle_config copy = *c;
+	json_t *j = json_object();
+	bool ok = j != NULL;
+	for (size_t i = 0; i < ARRAY_LEN(fields); i++)
+		ok = ok && json_object_set_new(j, fields[i].name, json_integer(*field_of(&copy, &fields[i]))) == 0;
+	ok = ok && json_object_set_new(j, "logits_f32", json_boolean(c->logits_f32)) == 0;
+	if (ok)
+		return j;
+	json_decref(j);
+	return NULL;
+}
+
+int dalle_config_parse(struct dalle_config *c, const json_t *j, const char *name, struct error *e)
+{
+	*c = (struct dalle_config){0};
+	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+		const json_t *v = json_object_get(j, fields[i].name);
+		if (!json_is_integer(v))
+			return fail(e, STATUS_BAD, "%s: config has no number \"%s\"", name, fields[i].name);
+		json_int_t n = json_integer_value(v);
+		if (n < fields[i].min || n > fields[i].max)
+			return fail(e, STATUS_BAD, "%s: config \"%s\" is %lld, expected %d to %d", name, fields[i].name, (long long)n,
+			            fields[i].min, fields[i].max);
+		*field_of(c, &fields[i]) = (int)n;
+	}
+	c->logits_f32 = json_is_true(json_object_get(j, "logits_f32"));
+	struct error inner = {0};
+	if (dalle_config_check(c, &inner))
+		return fail(e, STATUS_BAD, "%s: %s", name, inner.text);
+	return 0;
+}

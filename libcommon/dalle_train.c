@@ -1,0 +1,139 @@
+/* dalle_train.c - see dalle_train.h. */
+#include "dalle_train.h"
+
+#include "hash.h"
+#include "rng.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int dalle_fit_start(struct dalle_fit *f, struct error *e)
+{
+	size_t B = (size_t)f->recipe.batch;
+	f->items = mem_zero(B, sizeof *f->items, e);
+	f->texts = mem_zero(B, sizeof *f->texts, e);
+	if (!f->items || !f->texts)
+		return -1;
+	if (f->bpe && !(f->coder = bpe_coder_new(f->bpe, e)))
+		return -1;
+	return 0;
+}
+
+void dalle_fit_free(struct dalle_fit *f)
+{
+	for (int i = 0; f->texts && i < f->recipe.batch; i++)
+		free(f->texts[i].v);
+	free(f->texts);
+	free(f->items);
+	if (f->coder)
+		bpe_coder_free(f->coder);
+}
+
+int dalle_parse_halvings(struct dalle_fit *f, const char *list, struct error *e)
+{
+	for (f->halvings = 0; list && *list; f->halvings++) {
+		char number[32];
+		size_t n = strcspn(list, ",");
+		if (f->halvings == DALLE_MAX_HALVINGS || n >= sizeof number)
+			return fail(e, STATUS_USAGE, "halvings '%s': expected at most %d numbers", list, DALLE_MAX_HALVINGS);
+		memcpy(number, list, n);
+		number[n] = 0;
+		int64_t least = f->halvings ? f->halve_at[f->halvings - 1] + 1 : 1;
+		if (parse_int(number, least, INT64_MAX, &f->halve_at[f->halvings], e))
+			return -1;
+		list += n + (list[n] == ',');
+	}
+	return 0;
+}
+
+static double step_size(const void *model, const struct train_step *s)
+{
+	const struct dalle_fit *f = model;
+	const struct dalle_recipe *r = &f->recipe;
+	if (!r->halving && f->halvings == 0)
+		return r->lr * schedule_warmup_cosine(s->step, r->warmup, s->steps, r->lr_end);
+	double lr = s->step < r->warmup ? r->lr * (double)(s->step + 1) / (double)r->warmup : r->lr;
+	for (int i = 0; i < f->halvings && f->halve_at[i] <= s->step; i++)
+		lr /= 2;
+	return lr;
+}
+
+/* One record as an item; tokens stay the record's or go into texts[i]. */
+static int make_item(struct dalle_fit *f, const struct train_step *s, const struct record *r, int i, struct error *e)
+{
+	struct dalle_item *item = &f->items[i];
+	if (dalle_check_record(f->d, r, f->file, true, e))
+		return -1;
+	*item = (struct dalle_item){.text = r->text.v, .text_n = r->text.n, .image = r->image.v};
+	if (!s)
+		return 0;
+	uint64_t place = ((uint64_t)s->step * (uint64_t)s->parts + (uint64_t)s->part) * (uint64_t)f->recipe.batch + (uint64_t)i;
+	if (f->caption_dropout > 0 && rng_unit(s->seed, RNG_CAPTION, 0, place) < f->caption_dropout) {
+		item->text_n = 0;
+		return 0;
+	}
+	if (!f->coder || f->recipe.bpe_dropout == 0 || r->caption.n == 0)
+		return 0;
+	/* A record's merges differ from pass to pass: the update is part of the seed. */
+	uint64_t seed = s->seed ^ ((uint64_t)s->step + 1) * 0x9E3779B97F4A7C15u;
+	if (bpe_encode(f->coder, r->caption.p, r->caption.n, f->recipe.bpe_dropout, seed,
+	               bpe_record_number(r->key.p, r->key.n), &f->texts[i], e))
+		return -1;
+	item->text = f->texts[i].v;
+	item->text_n = f->texts[i].n;
+	return 0;
+}
+
+static int make_items(struct dalle_fit *f, const struct train_step *s, const struct record *const *batch, int n,
+                      struct error *e)
+{
+	for (int i = 0; i < n; i++)
+		if (make_item(f, s, batch[i], i, e))
+			return -1;
+	return 0;
+}
+
+static int fit_step(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
+                    struct error *e)
+{
+	struct dalle_fit *f = model;
+	struct dalle_loss l;
+	if (make_items(f, s, batch, n, e) || dalle_likelihood(f->d, f->items, n, true, 1.0 / s->parts, &l, e))
+		return -1;
+	double text = l.text_count ? l.text / (double)l.text_count : 0, image = l.image / (double)l.image_count;
+	metrics_set(m, "loss", (DALLE_TEXT_SHARE * text + DALLE_IMAGE_SHARE * image) / s->parts);
+	metrics_set(m, "text", text / s->parts);
+	metrics_set(m, "image", image / s->parts);
+	return 0;
+}
+
+static int fit_evaluate(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+{
+	struct dalle_fit *f = model;
+	struct dalle_loss l;
+	if (make_items(f, NULL, batch, n, e) || dalle_likelihood(f->d, f->items, n, false, 1, &l, e))
+		return -1;
+	double text = 0, image = 0;
+	for (int i = 0; i < n; i++) {
+		text += l.text_n[i] ? l.text_of[i] / l.text_n[i] : 0;
+		image += l.image_of[i] / dalle_image_length(&f->d->c);
+	}
+	metrics_set(sums, "loss", DALLE_TEXT_SHARE * text + DALLE_IMAGE_SHARE * image);
+	metrics_set(sums, "text", text);
+	metrics_set(sums, "image", image);
+	return 0;
+}
+
+void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, const struct header *h)
+{
+	const struct dalle_recipe *r = &f->recipe;
+	*t = (struct trainee){
+		.kind = "dalle", .model = f, .params = &f->d->params, .config = config,
+		.text_id = h->text.id, .image_id = h->image.id, .batch = r->batch,
+		.beta1 = (float)r->beta1, .beta2 = (float)r->beta2, .eps = (float)r->eps, .decay = (float)r->decay,
+		.v_max = (float)r->v_max, .clip = (float)r->clip,
+		.average_decay = (float)r->average_decay, .average_every = r->average_every,
+		.activation_bytes = arena_bytes(&f->d->arena),
+		.lr = step_size, .step = fit_step, .evaluate = fit_evaluate,
+	};
+}

@@ -1,0 +1,35 @@
+/* dalle_train.h - what the shared training loop (train.h) needs to train a transformer: batches with BPE dropout
+ * and caption dropout, step sizes, losses. */
+#ifndef DALLE_TRAIN_H
+#define DALLE_TRAIN_H
+
+#include "bpe.h"
+#include "dalle.h"
+#include "train.h"
+
+enum { DALLE_MAX_HALVINGS = 64 };
+
+struct dalle_fit {
+	struct dalle *d;
+	struct dalle_recipe recipe;
+	const char *file;         /* training data, for messages */
+	double caption_dropout;   /* share of captions replaced by the empty one, so that guidance has its other half */
+	struct bpe *bpe;          /* NULL: no BPE dropout */
+	int64_t halve_at[DALLE_MAX_HALVINGS]; /* updates at which the step size is halved, ascending (C23, J12) */
+	int halvings;
+	/* set by dalle_fit_start */
+	struct bpe_coder *coder;
+	struct dalle_item *items; /* (batch) */
+	struct tokens *texts;     /* (batch) captions encoded with dropout */
+};
+
+/* Take host memory for batches of recipe.batch; then fill a trainee for train_run.  Evaluation is without dropout:
+ * metrics loss, text and image in nats per token, each the mean over records. */
+int dalle_fit_start(struct dalle_fit *f, struct error *e);
+void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, const struct header *h);
+void dalle_fit_free(struct dalle_fit *f);
+
+/* "100K,150K": ascending update numbers. */
+int dalle_parse_halvings(struct dalle_fit *f, const char *list, struct error *e);
+
+#endif
