@@ -132,7 +132,7 @@ static const struct glyph *glyph_of(uint32_t c)
 	case 0x2018: case 0x2019: c = '\''; break;
 	case 0x201c: case 0x201d: c = '"'; break;
 	case 0x2010: case 0x2011: case 0x2012: case 0x2013: case 0x2014: case 0x2212: c = '-'; break;
-	case 0x2026: c = '_'; break;
+	case 0x2026: c = '.'; break;
 	default: break;
 	}
 	if (c >= 0xc0 && c <= 0xff)

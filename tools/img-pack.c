@@ -224,7 +224,7 @@ static const struct opt options[] = {
     OPT_INT('s', "size", &size, 0, STREAM_MAX_SIDE, "SIZE", "side of the square in pixels; 0: pictures as they are"),
     OPT_CHOICE('c', "crop", &crop_choice, CROP_NAMES, "how a picture becomes a square"),
     OPT_INT('n', "variants", &variants, 1, 10000, "N", "random crops of each picture"),
-    OPT_INT(0, "seed", &seed, 0, INT64_MAX, "SEED", "seed of random crops"),
+    OPT_INT(0, "seed", &seed, 0, 9e18, "SEED", "seed of random crops"),
     OPT_CHOICE('f', "filter", &filter_choice, RESIZE_NAMES, "how pictures are resized"),
     OPT_STRING('b', "background", &background, "COLOUR", "behind transparent parts: RRGGBB, white, black, grey"),
     OPT_STRING(0, "caption", &caption, "TEXT", "caption of pictures that have none"),
