@@ -101,9 +101,9 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	if (make_items(f, s, batch, n, e) || dalle_likelihood(f->d, f->items, n, true, 1.0 / s->parts, &l, e))
 		return -1;
 	double text = l.text_count ? l.text / (double)l.text_count : 0, image = l.image / (double)l.image_count;
-	metrics_set(m, "loss", (DALLE_TEXT_SHARE * text + DALLE_IMAGE_SHARE * image) / s->parts);
-	metrics_set(m, "text", text / s->parts);
-	metrics_set(m, "image", image / s->parts);
+	metrics_set(m, "loss", DALLE_TEXT_SHARE * text + DALLE_IMAGE_SHARE * image);
+	metrics_set(m, "text", text);
+	metrics_set(m, "image", image);
 	return 0;
 }
 

@@ -158,7 +158,8 @@ static int set_option(const struct opt *o, const char *value, struct error *e)
 		else
 			verbose_count++;
 		return 0;
-	case OPT_K_INT: return parse_int(value, (int64_t)o->min, (int64_t)o->max, o->to.integer, e);
+	case OPT_K_INT: /* INT64_MAX as a double is 2^63, which no int64_t holds */
+		return parse_int(value, (int64_t)o->min, o->max < 0x1p63 ? (int64_t)o->max : INT64_MAX, o->to.integer, e);
 	case OPT_K_REAL: return parse_real(value, o->min, o->max, o->to.real, e);
 	case OPT_K_STRING: *o->to.string = value; return 0;
 	case OPT_K_CHOICE: return set_choice(o, value, e);

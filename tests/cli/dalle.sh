@@ -1,0 +1,93 @@
+# dalle-train, dalle-sample, dalle-score: resume, batching, order, fields, and what does not fit.
+set -u
+fails=0
+gen=$(dirname "$(command -v dalle-train)")/../tests/gen-tokens
+A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+ok() { if [ "$1" -ne 0 ]; then echo "not ok: $2"; fails=$((fails + 1)); fi; }
+same() { [ -s "$1" ] && cmp -s "$1" "$2"; ok $? "$3"; }
+# refused STATUS PATTERN FILE COMMAND...: that status, one line that matches, no FILE
+refused() {
+	want=$1 pattern=$2 file=$3
+	shift 3
+	"$@" >out.bin 2>err.txt
+	got=$?
+	[ "$got" -eq "$want" ]; ok $? "$*: status $got, expected $want: $(cat err.txt)"
+	[ "$(wc -l <err.txt)" -eq 1 ] && grep -q -- "$pattern" err.txt; ok $? "$*: message '$(cat err.txt)', expected one line with '$pattern'"
+	[ ! -e "$file" ]; ok $? "$*: left $file"
+}
+
+"$gen" 40 1 256 $A 64 4 4 $B >train.tok
+"$gen" 9 2 256 $A 64 4 4 $B >other.tok
+
+# The same weights in one go and in two, whatever the checkpoint in between.
+run="dalle-train -x tiny -j1 -s 3 --save-every 7 --eval other.tok --eval-every 10"
+$run -n 20 --restart -o whole.st train.tok 2>err.txt; ok $? "training: $(cat err.txt)"
+cp whole.st first.st
+$run -n 20 --restart -o whole.st train.tok; ok $? "training again"
+same whole.st first.st "the same command gives the same model"
+$run -n 20 -o parts.st --log parts.jsonl --log-every 1 train.tok &
+pid=$!
+while ! [ -e parts.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
+kill -TERM $pid 2>/dev/null
+wait $pid
+status=$?
+if [ $status -eq 75 ]; then
+	$run -n 20 -o parts.st --log parts.jsonl --log-every 1 train.tok 2>/dev/null; ok $? "resuming"
+else
+	ok $status "training that was not stopped in time"
+fi
+for m in whole parts; do
+	dalle-score -m $m.st --summary -j1 train.tok >$m.json; ok $? "scoring with $m.st"
+	dalle-sample -m $m.st -j1 -n 2 train.tok >$m.smp; ok $? "sampling with $m.st"
+done
+same whole.json parts.json "a stopped and resumed run scores like an uninterrupted one"
+dalle-train -x tiny -j1 -n 400 -s 3 -o good.st train.tok; ok $? "training longer"
+dalle-score -m good.st --summary -j1 train.tok >own.json
+dalle-score -m good.st --summary --rotate-captions -j1 -b 7 train.tok >rotated.json
+own=$(sed 's/.*nll_image": \([0-9.]*\).*/\1/' own.json) rotated=$(sed 's/.*nll_image": \([0-9.]*\).*/\1/' rotated.json)
+[ "$(echo "$rotated > $own + 0.5" | awk '{print ($1 > $3 + $5)}')" = 1 ]; ok $? "wrong captions cost: $rotated nats, own captions $own"
+dalle-score -m good.st --rotate-captions -j1 -b 40 train.tok | dalle-score -m good.st -j1 >a.tok; ok $? "rotation keeps records"
+dalle-score -m good.st -j1 -b 3 train.tok >b.tok
+dalle-score -m good.st -j1 -b 3 --summary <b.tok >c.json; same own.json c.json "scores add up whatever the batch"
+
+# Samples do not depend on batch, order or neighbours.
+for b in 1 7 64; do dalle-sample -m good.st -j1 -n 3 -b $b other.tok >s.bin; dalle-score -m good.st -b 4 -j1 s.bin --summary >s$b.json; cp s.bin s$b.tok; done
+same s1.json s7.json "samples in batches of 1 and 7"
+same s1.json s64.json "samples in batches of 1 and 64"
+grep -q '"records": 27' s1.json; ok $? "3 samples of each of 9 records: $(cat s1.json)"
+dalle-sample -m good.st -j1 -t 0 --prefix-rows 4 train.tok | dalle-score -m good.st -j1 --summary >p.json
+same own.json p.json "a prefix of all rows gives the pictures back"
+dalle-sample -m good.st -j1 --guidance 2 --top-k 5 --top-p 0.9 -t 0.8 other.tok | dalle-score -m good.st -j1 --summary >/dev/null; ok $? "guidance"
+n=$(dalle-sample -m good.st -j1 --progressive 1 other.tok | zstd -dc | wc -c)
+[ "$n" -gt "$(dalle-sample -m good.st -j1 other.tok | zstd -dc | wc -c)" ]; ok $? "progressive samples"
+
+# What does not fit.
+"$gen" 3 1 256 $B 64 4 4 $B >vocabulary.tok
+"$gen" 3 1 256 $A 64 4 4 $A >codec.tok
+"$gen" 3 1 256 $A 64 8 2 $B >grid.tok
+"$gen" 3 1 256 "" 64 4 4 $B >notext.tok
+"$gen" 3 1 256 $A 64 4 4 "" >noimage.tok
+head -c 200 train.tok >cut.tok
+for t in dalle-sample dalle-score; do
+	refused 3 "$B" x.tok $t -m good.st -o x.tok vocabulary.tok
+	refused 3 "no text tokens" x.tok $t -m good.st -o x.tok notext.tok
+	refused 3 "cut.tok" x.tok $t -m good.st -o x.tok cut.tok
+	refused 3 "good.st\|train.tok\|safetensors" x.tok $t -m train.tok -o x.tok other.tok
+	refused 2 "-m MODEL" x.tok $t -o x.tok other.tok
+done
+refused 3 "$A" x.tok dalle-score -m good.st -o x.tok codec.tok
+refused 3 "8x2" x.tok dalle-score -m good.st -o x.tok grid.tok
+refused 3 "8x2" x.tok dalle-sample -m good.st --prefix-rows 1 -o x.tok grid.tok
+refused 3 "no image tokens" x.tok dalle-score -m good.st -o x.tok noimage.tok
+refused 2 "prefix of 5 rows" x.tok dalle-sample -m good.st --prefix-rows 5 -o x.tok other.tok
+refused 3 "no image tokens" x.st dalle-train -x tiny -n 1 -o x.st noimage.tok
+refused 3 "no text tokens" x.st dalle-train -x tiny -n 1 -o x.st notext.tok
+refused 3 "cut.tok" x.st dalle-train -x tiny -n 1 -o x.st cut.tok
+refused 3 "multiple of" x.st dalle-train -x tiny --width 33 -n 1 -o x.st train.tok
+refused 2 "preset 'huge'" x.st dalle-train -x huge -n 1 -o x.st train.tok
+refused 2 "" x.st dalle-train -x tiny --halve-at 5,3 -n 1 -o x.st train.tok
+refused 4 "needs" x.st dalle-train -x 12b -n 1 -o x.st train.tok
+dalle-sample -m good.st -j1 noimage.tok >/dev/null; ok $? "captions alone are enough to sample"
+dalle-train -x 12b --dry-run >plan.txt 2>/dev/null
+grep -q 'parameters *12292' plan.txt; ok $? "plan of the 12b preset without data: $(cat plan.txt)"
+exit $((fails > 0))

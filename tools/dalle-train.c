@@ -1,0 +1,173 @@
+/* dalle-train - records with text and image tokens -> transformer (recipe C). */
+#include "../libcommon/dalle_train.h"
+#include "../libcommon/device.h"
+#include "../libcommon/filter.h"
+
+#include <string.h>
+
+static struct train_options train = TRAIN_DEFAULTS;
+static struct run_options run = RUN_DEFAULTS(1);
+static const char *preset = "small", *vocabulary, *halvings;
+static int64_t layers, width, heads, conv_k, text_length, average_every, memory = 1 << 30;
+static double caption_dropout;
+static struct dalle_preset model;
+static bool recompute, centred;
+
+static const struct opt options[] = {
+	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: " DALLE_PRESETS "; the options below override it"),
+	OPT_TRAIN(&train),
+	OPT_RUN(&run),
+	OPT_INT(0, "layers", &layers, 1, 1024, "N", "layers, each attention and MLP"),
+	OPT_INT(0, "width", &width, 1, 1 << 17, "N", "width of the residual stream, a multiple of --heads"),
+	OPT_INT(0, "heads", &heads, 1, 4096, "N", "attention heads"),
+	OPT_CHOICE(0, "mask", &model.config.mask, DALLE_MASKS, "attention: the paper's row, column and conv layers, or all earlier states"),
+	OPT_INT(0, "conv-k", &conv_k, 1, 4095, "N", "side of the conv mask's window, odd"),
+	OPT_FLAG(0, "conv-centred", &centred, "conv mask without the taps that wrap around (61 instead of 66)"),
+	OPT_INT(0, "text-length", &text_length, 1, 1 << 16, "N", "text states; captions have at most N - 1 tokens"),
+	OPT_STRING(0, "bpe", &vocabulary, "VOCAB", "vocabulary file: encode captions anew each time, with dropout"),
+	OPT_REAL(0, "bpe-dropout", &model.recipe.bpe_dropout, 0, 1, "P", "share of merges skipped with --bpe"),
+	OPT_REAL(0, "caption-dropout", &caption_dropout, 0, 1, "P", "share of captions replaced by the empty one, for --guidance"),
+	OPT_REAL(0, "lr-end", &model.recipe.lr_end, 0, 1, "X", "end of the cosine, as a share of the peak step size"),
+	OPT_STRING(0, "halve-at", &halvings, "LIST", "halve the step size at these updates (N,N,...) instead of the cosine"),
+	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
+	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
+	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
+	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
+	OPT_REAL(0, "init", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
+	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
+	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
+	OPT_END,
+};
+static const struct tool tool = {"dalle-train", "-o MODEL [OPTION]... [FILE]...",
+                                 "Train the transformer on records with text and image tokens", options};
+
+static int apply_preset(int argc, char **argv)
+{
+	const char *name = opt_early(&tool, argc, argv, "preset", preset);
+	const struct dalle_preset *p = dalle_preset_find(name);
+	if (!p)
+		return opt_misuse("preset '%s' is unknown, expected " DALLE_PRESETS, name);
+	model = *p;
+	layers = p->config.layers;
+	width = p->config.width;
+	heads = p->config.heads;
+	conv_k = p->config.conv_k;
+	text_length = p->config.text_length;
+	average_every = p->recipe.average_every;
+	run.batch = p->recipe.batch;
+	return 0;
+}
+
+static void apply_options(void)
+{
+	model.config.layers = (int)layers;
+	model.config.width = (int)width;
+	model.config.heads = (int)heads;
+	model.config.conv_k = (int)conv_k;
+	model.config.conv_centred = centred;
+	model.config.text_length = (int)text_length;
+	model.recipe.average_every = (int)average_every;
+	model.recipe.batch = (int)run.batch;
+	if (train.lr > 0)
+		model.recipe.lr = train.lr;
+	if (train.warmup >= 0)
+		model.recipe.warmup = train.warmup;
+}
+
+/* The data decides vocabularies and grid. */
+static int fit_config(const struct header *h, const char *file, struct error *e)
+{
+	if (need_text(h, file, e) || need_image(h, file, e))
+		return -1;
+	dalle_config_from_header(&model.config, h);
+	struct error inner = {0};
+	if (dalle_config_check(&model.config, &inner))
+		return fail(e, STATUS_BAD, "%s: %s", file, inner.text);
+	return 0;
+}
+
+static int open_vocabulary(struct dalle_fit *f, const struct header *h, struct error *e)
+{
+	if (!vocabulary)
+		return 0;
+	f->bpe = bpe_open(vocabulary, e);
+	if (!f->bpe)
+		return -1;
+	if (strcmp(bpe_id(f->bpe), h->text.id) != 0)
+		return fail(e, STATUS_BAD, "%s: is vocabulary %s, but the text tokens of %s are of %s", vocabulary, bpe_id(f->bpe),
+		            f->file, h->text.id);
+	return 0;
+}
+
+/* 0 ready to run, 1 the plan was printed, -1. */
+static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *h, const struct ops *ops, struct dev *dev,
+                   struct error *e)
+{
+	json_t *config = dalle_config_json(&model.config);
+	if (!config)
+		return fail(e, STATUS_LIMIT, "out of memory");
+	f->recipe = model.recipe;
+	f->caption_dropout = caption_dropout;
+	uint64_t bytes = 0;
+	int r = dalle_parse_halvings(f, halvings, e) || open_vocabulary(f, h, e) ||
+	        dalle_describe(f->d, &model.config, model.recipe.init, recompute, e) || dalle_fit_start(f, e);
+	if (r == 0)
+		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
+	dalle_fit_trainee(f, t, config, h);
+	t->activation_bytes = bytes;
+	int planned = r == 0 ? train_plan(t, &train, ops, dev, e) : -1;
+	if (planned)
+		return planned;
+	return dalle_build(f->d, ops, dev, true, e) || dalle_plan(f->d, (int)run.batch, true, e) ? -1 : 0;
+}
+
+static int train_model(struct loader *data, int argc, char **argv, struct error *e)
+{
+	static const struct header none;
+	struct dalle d = {0};
+	struct dalle_fit fit = {.d = &d, .file = data ? loader_name(data) : ""};
+	struct trainee t = {0};
+	const struct ops *ops = NULL;
+	struct dev *dev = NULL;
+	int status = STATUS_OK;
+	const struct header *h = data ? loader_header(data) : &none;
+	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
+		status = train_run(&t, &train, data, argc, argv, e);
+	if (d.cut)
+		note(0, "captions were longer than %d tokens and were cut %llu times", model.config.text_length - 1,
+		     (unsigned long long)d.cut);
+	json_decref(t.config);
+	dalle_fit_free(&fit);
+	if (fit.bpe)
+		bpe_close(fit.bpe);
+	dalle_free(&d);
+	device_close(ops, dev);
+	return e->status ? report(e) : status;
+}
+
+int main(int argc, char **argv)
+{
+	struct error e = {0};
+	program_name = tool.name;
+	int first, status = apply_preset(argc, argv);
+	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0)
+		apply_options();
+	if (status >= 0)
+		return finish(status);
+	if (!train.output && !train.dry_run)
+		return finish(opt_misuse("-o MODEL is needed"));
+	/* A plan without data is made for the preset's vocabularies and grid. */
+	struct loader *data = NULL;
+	if (!train.dry_run || first < argc) {
+		data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+		if (!data || fit_config(loader_header(data), loader_name(data), &e)) {
+			if (data)
+				loader_close(data);
+			return finish(report(&e));
+		}
+	}
+	status = train_model(data, argc, argv, &e);
+	if (data)
+		loader_close(data);
+	return finish(status);
+}
