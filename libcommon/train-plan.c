@@ -71,7 +71,7 @@ static void make_plan(struct plan *m, const struct trainee *t, enum dtype type, 
 {
 	uint64_t block = (uint64_t)t->params->total * sizeof(float);
 	*m = (struct plan){.weights = block, .gradients = block, .moments = 2 * block, .averages = block};
-	m->copies = params_bytes(t->params, type, true) - 5 * block;
+	m->copies = params_bytes(t->params, type, true) - 5 * block - sizeof(double);
 	m->activations = t->activation_bytes;
 	m->total = m->weights + m->copies + m->gradients + m->moments + m->averages + m->activations;
 	m->host = keeps_best ? block : 0;
