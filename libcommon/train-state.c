@@ -2,6 +2,7 @@
  * bit-exactly, and the finished file. */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,24 @@ static int try_lock(struct train_run *r, struct error *e)
 	return got;
 }
 
+/* What killed runs left half written: nobody else writes this output while we hold its lock. */
+static void remove_leftovers(const struct train_run *r)
+{
+	struct buf pattern = {0};
+	struct error ignored = {0};
+	glob_t found;
+	int bad = 0;
+	for (const char *c = r->o->output; *c && !bad; c++)
+		bad = (strchr("*?[\\", *c) && buf_add(&pattern, "\\", 1, &ignored)) || buf_add(&pattern, c, 1, &ignored);
+	bad = bad || buf_printf(&pattern, &ignored, ".tmp-??????");
+	if (!bad && glob((char *)pattern.p, GLOB_NOSORT, NULL, &found) == 0) {
+		for (size_t i = 0; i < found.gl_pathc; i++)
+			unlink(found.gl_pathv[i]);
+		globfree(&found);
+	}
+	buf_free(&pattern);
+}
+
 int train_lock(struct train_run *r, struct error *e)
 {
 	struct buf b = {0};
@@ -52,6 +71,7 @@ int train_lock(struct train_run *r, struct error *e)
 		got = try_lock(r, e);
 	if (got < 0)
 		return -1;
+	remove_leftovers(r);
 	char pid[24];
 	int n = snprintf(pid, sizeof pid, "%ld\n", (long)getpid());
 	if (ftruncate(r->lock, 0) == 0)

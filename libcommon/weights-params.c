@@ -5,7 +5,6 @@
 #include <xxhash.h>
 
 #include "device.h"
-#include "hash.h"
 #include "weights.h"
 
 /* ---- loading ---- */
@@ -161,27 +160,20 @@ static int hash_entries(struct save *s, struct error *e)
 	return 0;
 }
 
-/* The model's identity: kind, config and the checksums of the tensors that a reader of the model uses. */
+/* The model's identity: of the tensors that a reader of the model uses. */
 static int identify(const struct save *s, const json_t *meta, char id[ID_LENGTH + 1], struct error *e)
 {
-	static const char *const keys[] = {"dalle.kind", "dalle.config"};
-	struct hash *h = hash_new(e);
-	if (!h)
+	struct weights_sum *sums = mem_alloc(s->count, sizeof *sums, e);
+	size_t n = 0;
+	if (!sums)
 		return -1;
-	for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
-		const char *text = json_string_value(json_object_get(meta, keys[i]));
-		text = text ? text : "";
-		hash_add(h, text, strlen(text) + 1);
-	}
-	for (size_t i = 0; i < s->count; i++) {
-		const struct entry *t = &s->entries[i];
-		if (t->part->prefix[0])
-			continue;
-		hash_add(h, t->name, strlen(t->name) + 1);
-		hash_add(h, t->hex, strlen(t->hex) + 1);
-	}
-	hash_finish(h, id);
-	return 0;
+	for (size_t i = 0; i < s->count; i++)
+		if (!s->entries[i].part->prefix[0])
+			sums[n++] = (struct weights_sum){s->entries[i].name, s->entries[i].hex};
+	int r = weights_identify(json_string_value(json_object_get(meta, "dalle.kind")),
+	                         json_string_value(json_object_get(meta, "dalle.config")), sums, n, id, e);
+	free(sums);
+	return r;
 }
 
 static json_t *checksums(const struct save *s)

@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "../kernels/convert.h"
+#include "hash.h"
 
 #define HEADER_LIMIT 100000000u /* bytes; the reference reader's */
 #define PIPE_LIMIT ((size_t)1 << 36)
@@ -296,6 +297,64 @@ static int read_metadata(struct weights *w, struct error *e)
 	return meta_object(w, "dalle.config", &w->config, e) || meta_object(w, "dalle.checksums", &w->checksums, e) ? -1 : 0;
 }
 
+/* ---- identity ---- */
+
+static void hash_text(struct hash *h, const char *s)
+{
+	hash_add(h, s ? s : "", s ? strlen(s) + 1 : 1);
+}
+
+int weights_identify(const char *kind, const char *config, const struct weights_sum *sums, size_t n, char id[ID_LENGTH + 1],
+                     struct error *e)
+{
+	struct hash *h = hash_new(e);
+	if (!h)
+		return -1;
+	hash_text(h, kind);
+	hash_text(h, config);
+	for (size_t i = 0; i < n; i++) {
+		hash_text(h, sums[i].name);
+		hash_text(h, sums[i].checksum);
+	}
+	hash_finish(h, id);
+	return 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct weights_sum *)a)->name, ((const struct weights_sum *)b)->name);
+}
+
+/* The tensors of the model itself, without those of a training in progress. */
+static size_t list_sums(const struct weights *w, struct weights_sum *sums)
+{
+	size_t n = 0;
+	for (size_t i = 0; i < w->count; i++) {
+		const char *name = w->tensors[i].name;
+		if (strncmp(name, "train.", 6))
+			sums[n++] = (struct weights_sum){name, json_string_value(json_object_get(w->checksums, name))};
+	}
+	qsort(sums, n, sizeof *sums, by_name);
+	return n;
+}
+
+static int check_identity(const struct weights *w, struct error *e)
+{
+	char id[ID_LENGTH + 1];
+	const char *expected = weights_meta(w, "dalle.id");
+	if (!expected)
+		return 0;
+	struct weights_sum *sums = mem_alloc(w->count + 1, sizeof *sums, e);
+	if (!sums)
+		return -1;
+	size_t n = list_sums(w, sums);
+	int r = weights_identify(weights_meta(w, "dalle.kind"), weights_meta(w, "dalle.config"), sums, n, id, e);
+	free(sums);
+	if (r == 0 && strcmp(id, expected))
+		r = bad(w, e, "header is corrupt: kind, config or checksums do not fit the id %.32s", expected);
+	return r;
+}
+
 struct weights *weights_open(const char *path, struct error *e)
 {
 	struct weights *w = mem_zero(1, sizeof *w, e);
@@ -303,7 +362,8 @@ struct weights *weights_open(const char *path, struct error *e)
 		return NULL;
 	w->fd = -1;
 	w->path = mem_string(path, e);
-	if (!w->path || open_bytes(w, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e)) {
+	if (!w->path || open_bytes(w, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e) ||
+	    check_identity(w, e)) {
 		weights_close(w);
 		return NULL;
 	}

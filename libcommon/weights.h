@@ -23,7 +23,8 @@ struct weights_tensor {
 
 struct weights; /* an open file */
 /* Open and check the header; "-" and pipes are read into memory first.  STATUS_BAD for anything else than
- * safetensors: what it is (a zip or pickle of PyTorch, NumPy, GGUF, HDF5, a token stream, ...) and what was expected. */
+ * safetensors: what it is (a zip or pickle of PyTorch, NumPy, GGUF, HDF5, a token stream, ...) and what was expected.
+ * Of our own files the identity is checked too, which covers kind, config and the list of checksums. */
 struct weights *weights_open(const char *path, struct error *e);
 void weights_close(struct weights *w);
 const char *weights_path(const struct weights *w);
@@ -40,6 +41,12 @@ int weights_read(const struct weights *w, const struct weights_tensor *t, float 
  * -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
 int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e);
 uint64_t weights_bytes(const struct weights *w); /* size of the file */
+/* The identity of a model: hash over kind, config and n pairs of name and checksum, by name. */
+struct weights_sum {
+	const char *name, *checksum;
+};
+int weights_identify(const char *kind, const char *config, const struct weights_sum *sums, size_t n, char id[ID_LENGTH + 1],
+                     struct error *e);
 /* The metadata as a JSON object of strings (borrowed; empty when there is none). */
 const json_t *weights_metadata(const struct weights *w);
 

@@ -428,6 +428,40 @@ static void check_kill(void)
 	buf_free(&expected);
 }
 
+/* Kills at any moment, mostly within a checkpoint since every update makes one. */
+static void check_random_kills(void)
+{
+	struct train_options o = usual();
+	o.save_every = 1;
+	struct buf expected = reference(&o, data_path, 1 << 30);
+	int kills = 0, bad = 0, rounds = 0;
+	for (; rounds < 200 && kills < 60; rounds++) {
+		struct error e;
+		int status;
+		pid_t child = fork();
+		if (child == 0)
+			_exit(run_fresh(&o, &e));
+		usleep((useconds_t)(rng_u32(1, RNG_ROUND, 0, (uint64_t)rounds) % 8000));
+		kill(child, SIGKILL);
+		waitpid(child, &status, 0);
+		kills += WIFSIGNALED(status);
+		bad += WIFEXITED(status) && WEXITSTATUS(status) != STATUS_OK;
+		if (WIFSIGNALED(status))
+			continue;
+		struct buf b = file_bytes(model);
+		bad += !same_bytes(&b, &expected);
+		buf_free(&b);
+		unlink(model);
+	}
+	struct error e;
+	CHECK(run_fresh(&o, &e) == STATUS_OK && bad == 0 && kills > 5, "%d kills in %d rounds: %d failures, %s", kills, rounds, bad, e.text);
+	struct buf b = file_bytes(model);
+	CHECK(same_bytes(&b, &expected), "after %d kills the same file", kills);
+	buf_free(&b);
+	buf_free(&expected);
+	unlink(model);
+}
+
 /* The best evaluation is written, also after a stop in between. */
 static void check_patience(void)
 {
@@ -726,6 +760,7 @@ int main(void)
 	check_average();
 	check_resume();
 	check_kill();
+	check_random_kills();
 	check_patience();
 	check_nan();
 	check_refusals();
