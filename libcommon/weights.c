@@ -82,16 +82,15 @@ static int read_at(const struct weights *w, void *out, size_t n, uint64_t at, st
 	return 0;
 }
 
-static int open_bytes(struct weights *w, struct error *e)
+static int open_bytes(struct weights *w, bool is_stdin, struct error *e)
 {
 	struct stat st;
-	bool is_stdin = strcmp(w->path, "-") == 0;
 	if (!is_stdin && stat(w->path, &st))
 		return fail_errno(e, "%s", w->path);
 	if (!is_stdin && S_ISDIR(st.st_mode))
 		return bad(w, e, "is a directory, expected a safetensors file");
 	if (is_stdin || !S_ISREG(st.st_mode)) {
-		if (read_file(w->path, PIPE_LIMIT, &w->whole, e))
+		if (read_file(is_stdin ? "-" : w->path, PIPE_LIMIT, &w->whole, e))
 			return -1;
 		w->size = w->whole.n;
 		return 0;
@@ -361,8 +360,9 @@ struct weights *weights_open(const char *path, struct error *e)
 	if (!w)
 		return NULL;
 	w->fd = -1;
-	w->path = mem_string(path, e);
-	if (!w->path || open_bytes(w, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e) ||
+	bool is_stdin = strcmp(path, "-") == 0;
+	w->path = mem_string(is_stdin ? "stdin" : path, e);
+	if (!w->path || open_bytes(w, is_stdin, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e) ||
 	    check_identity(w, e)) {
 		weights_close(w);
 		return NULL;
