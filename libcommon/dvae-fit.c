@@ -1,0 +1,316 @@
+/* dvae-fit.c - the discrete VAE's loss, gradients and measures, and the trainee that train.h runs.  See dvae-fit.h
+ * for the loss.  What a batch is made of (sizes, crops, flips) and previews are in dvae-batch.c. */
+#include "dvae-fit.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device.h"
+#include "dvae-batch.h"
+#include "dvae-net.h"
+
+static size_t tokens_of(const struct dvae *d, int n)
+{
+	return (size_t)n * (size_t)d->grid * (size_t)d->grid;
+}
+
+static size_t pixels_of(const struct dvae *d, int n)
+{
+	return (size_t)n * (size_t)d->config.size * (size_t)d->config.size;
+}
+
+/* ---- loss and gradients ---- */
+
+/* Sums of nll and kl, from the device. */
+static int get_sums(struct dvae *d, int n, double sums[2], struct error *e)
+{
+	d->ops->zero(d->dev, d->sums, 2 * sizeof *sums);
+	d->ops->sum(d->dev, &d->sums[0], d->nll, pixels_of(d, n));
+	d->ops->sum(d->dev, &d->sums[1], d->kl, tokens_of(d, n));
+	d->ops->get(d->dev, sums, d->sums, 2 * sizeof *sums);
+	return device_check(d->ops, d->dev, e);
+}
+
+/* Mean code distribution of the batch: z = softmax(logits), usage = its column sums / rows.  Entropy in nats. */
+static double mean_usage(struct dvae *d, float *usage, size_t rows)
+{
+	const struct ops *o = d->ops;
+	int K = (int)d->config.codes;
+	double entropy = 0;
+	/* xent's gradient is softmax - onehot: the one-hot row is added back. */
+	o->argmax(d->dev, d->argmax, d->logits, rows, K);
+	o->xent(d->dev, d->kl, d->z, d->logits, d->argmax, rows, K, 1, OP_F32);
+	o->onehot(d->dev, d->dz, d->argmax, rows, K);
+	o->embed_fwd(d->dev, d->z, d->dz, d->row, rows, K, 1);
+	o->zero(d->dev, d->usage, (size_t)K * sizeof *usage);
+	o->embed_bwd(d->dev, d->usage, d->z, d->none, rows, K);
+	o->get(d->dev, usage, d->usage, (size_t)K * sizeof *usage);
+	for (int k = 0; k < K; k++) {
+		usage[k] /= (float)rows;
+		entropy -= usage[k] > 0 ? usage[k] * log(usage[k]) : 0;
+	}
+	return entropy;
+}
+
+/* dlogits += d/dlogits of -weight * H(mean q).  dH/dq = -(ln m + 1) / rows, and the constant falls out of the
+ * softmax's backward pass, which is gumbel_bwd at temperature 1.  Uses z, dz and kl, which are free by now. */
+static int add_usage_gradient(struct dvae *d, int n, double weight, double *entropy, struct error *e)
+{
+	const struct ops *o = d->ops;
+	size_t rows = tokens_of(d, n);
+	int K = (int)d->config.codes;
+	float *usage = mem_alloc((size_t)K, sizeof *usage, e);
+	int32_t *number = mem_alloc(rows, sizeof *number, e);
+	if (usage && number) {
+		for (size_t i = 0; i < rows; i++)
+			number[i] = (int32_t)i;
+		o->put(d->dev, d->row, number, rows * sizeof *number);
+		*entropy = mean_usage(d, usage, rows);
+		for (int k = 0; k < K; k++)
+			usage[k] = (float)(weight / (double)rows * log(fmax(usage[k], 1e-20)));
+		o->put(d->dev, d->usage, usage, (size_t)K * sizeof *usage);
+		o->embed_fwd(d->dev, d->dz, d->usage, d->none, rows, K, 0);
+		o->gumbel_bwd(d->dev, d->dz, d->dz, d->z, d->logits, rows, K, 1, 0);
+		o->embed_fwd(d->dev, d->dlogits, d->dz, d->row, rows, K, 1);
+	}
+	int status = usage && number ? 0 : -1;
+	free(usage);
+	free(number);
+	return status;
+}
+
+int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, struct dvae_loss *l,
+                            struct error *e)
+{
+	const struct ops *o = d->ops;
+	size_t rows = tokens_of(d, n), pixels = pixels_of(d, n);
+	int K = (int)d->config.codes;
+	double values = 3 * (double)pixels, sums[2];
+	o->put(d->dev, d->rgb, rgb, 3 * pixels);
+	dvae_forward_encoder(d, n);
+	o->gumbel_fwd(d->dev, d->z, d->kl, d->logits, rows, K, p->tau, p->seed, p->step, p->first_row);
+	dvae_forward_decoder(d, n);
+	o->logit_laplace(d->dev, d->nll, d->dout, d->out, d->pixels, pixels, (float)(p->scale / values));
+	if (get_sums(d, n, sums, e))
+		return -1;
+	dvae_backward_decoder(d, n);
+	o->gumbel_bwd(d->dev, d->dlogits, d->dz, d->z, d->logits, rows, K, p->tau, (float)(p->beta / values * p->scale));
+	*l = (struct dvae_loss){.distortion = sums[0] / values, .kl = sums[1] / (double)rows};
+	if (p->bonus > 0 && add_usage_gradient(d, n, p->bonus * p->scale, &l->usage, e))
+		return -1;
+	dvae_backward_encoder(d, n);
+	l->loss = l->distortion + p->beta * (double)rows / values * l->kl - p->bonus * l->usage;
+	return device_check(d->ops, d->dev, e);
+}
+
+int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, double *distortion, double *kl,
+                 uint8_t *rgb_out, struct error *e)
+{
+	const struct ops *o = d->ops;
+	size_t tokens = tokens_of(d, 1), pixels = pixels_of(d, 1);
+	o->put(d->dev, d->rgb, rgb, 3 * pixels * (size_t)n);
+	dvae_forward_encoder(d, n);
+	o->gumbel_fwd(d->dev, d->z, d->kl, d->logits, tokens * (size_t)n, (int)d->config.codes, p->tau, p->seed, p->step,
+	              p->first_row);
+	dvae_forward_decoder(d, n);
+	o->logit_laplace(d->dev, d->nll, NULL, d->out, d->pixels, pixels * (size_t)n, 0);
+	for (int i = 0; i < n; i++) {
+		double sums[2];
+		o->zero(d->dev, d->sums, sizeof sums);
+		o->sum(d->dev, &d->sums[0], d->nll + pixels * (size_t)i, pixels);
+		o->sum(d->dev, &d->sums[1], d->kl + tokens * (size_t)i, tokens);
+		o->get(d->dev, sums, d->sums, sizeof sums);
+		if (distortion)
+			distortion[i] = sums[0] / (3 * (double)pixels);
+		if (kl)
+			kl[i] = sums[1] / (double)tokens;
+	}
+	if (rgb_out) {
+		o->reconstruct(d->dev, d->picture, d->out, pixels * (size_t)n, DVAE_SPAN, DVAE_EPSILON);
+		o->get(d->dev, rgb_out, d->picture, 3 * pixels * (size_t)n);
+	}
+	return device_check(d->ops, d->dev, e);
+}
+
+/* ---- first logits ---- */
+
+/* Mean of each code's logit, and the deviation of all logits around their code's mean. */
+static double logit_moments(double *mean, const float *logits, size_t rows, size_t K)
+{
+	double squares = 0;
+	for (size_t k = 0; k < K; k++)
+		mean[k] = 0;
+	for (size_t i = 0; i < rows * K; i++)
+		mean[i % K] += logits[i] / (double)rows;
+	for (size_t i = 0; i < rows * K; i++)
+		squares += (logits[i] - mean[i % K]) * (logits[i] - mean[i % K]);
+	return sqrt(squares / (double)(rows * K));
+}
+
+static int rescale(struct dvae *d, double *mean, double factor, struct error *e)
+{
+	struct param *w = d->enc_out.w, *b = d->enc_out.b;
+	float *v = mem_alloc(w->n + b->n, sizeof *v, e);
+	if (!v)
+		return -1;
+	float *bias = v + w->n;
+	d->ops->get(d->dev, v, w->w, w->n * sizeof *v);
+	d->ops->get(d->dev, bias, b->w, b->n * sizeof *v);
+	for (size_t i = 0; i < w->n; i++)
+		v[i] *= (float)factor;
+	for (size_t k = 0; k < b->n; k++)
+		bias[k] = (float)((bias[k] - mean[k]) * factor);
+	d->ops->put(d->dev, w->w, v, w->n * sizeof *v);
+	d->ops->put(d->dev, b->w, bias, b->n * sizeof *v);
+	free(v);
+	return device_check(d->ops, d->dev, e);
+}
+
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double deviation, struct error *e)
+{
+	size_t rows = tokens_of(d, n), K = (size_t)d->config.codes;
+	float *logits = mem_alloc(rows * K, sizeof *logits, e);
+	double *mean = mem_alloc(K, sizeof *mean, e);
+	int status = logits && mean ? 0 : -1;
+	if (!status) {
+		d->ops->put(d->dev, d->rgb, rgb, 3 * pixels_of(d, n));
+		dvae_forward_encoder(d, n);
+		d->ops->get(d->dev, logits, d->logits, rows * K * sizeof *logits);
+		status = device_check(d->ops, d->dev, e);
+	}
+	if (!status) {
+		double spread = logit_moments(mean, logits, rows, K);
+		status = rescale(d, mean, spread > 1e-12 ? deviation / spread : 1, e);
+	}
+	free(logits);
+	free(mean);
+	return status;
+}
+
+/* ---- schedules ---- */
+
+double dvae_schedule_at(double start, double end, double span, const struct train_step *s)
+{
+	return schedule_cosine(start, end, (double)s->step, span > 1 ? span : span * (double)s->steps);
+}
+
+static double step_size(const void *model, const struct train_step *s)
+{
+	const struct dvae_schedule *h = &((const struct dvae_fit *)model)->o.schedule;
+	double warm = s->step < h->warmup ? (double)(s->step + 1) / (double)h->warmup : 1;
+	return warm * dvae_schedule_at(h->lr, h->lr_end, h->lr_span, s);
+}
+
+/* ---- the trainee ---- */
+
+static int fit_step(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
+                    struct error *e)
+{
+	struct dvae_fit *f = model;
+	const struct dvae_schedule *h = &f->o.schedule;
+	struct dvae_loss l;
+	f->tau = dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, s);
+	struct dvae_pass p = {
+		.tau = (float)f->tau, .beta = dvae_schedule_at(0, h->beta, h->beta_span, s), .scale = 1.0f / (float)s->parts,
+		.bonus = f->o.usage_bonus * (1 - (double)s->step / (double)s->steps), .seed = s->seed,
+		.step = (uint32_t)s->step, .first_row = (uint64_t)s->part * tokens_of(f->d, f->d->batch),
+	};
+	if (dvae_fill_batch(f, s, batch, n, e))
+		return -1;
+	if (s->step == 0 && s->part == 0 && f->o.calibrate > 0 && dvae_calibrate(f->d, f->rgb, n, f->o.calibrate, e))
+		return -1;
+	if (dvae_loss_and_gradients(f->d, f->rgb, n, &p, &l, e) || code_use_add(&f->trained, f->d, n, e))
+		return -1;
+	code_use_clear(&f->evaluated);
+	metrics_set(m, "loss", l.loss);
+	metrics_set(m, "distortion", l.distortion);
+	metrics_set(m, "kl", l.kl);
+	metrics_set(m, "codes", code_use_count(&f->trained));
+	metrics_set(m, "perplexity", code_use_perplexity(&f->trained));
+	metrics_set(m, "tau", f->tau);
+	metrics_set(m, "beta", p.beta);
+	return 0;
+}
+
+static double decibels(const uint8_t *a, const uint8_t *b, size_t n)
+{
+	double squares = 0;
+	for (size_t i = 0; i < n; i++)
+		squares += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+	/* An exact copy counts as one value in the picture that is off by one. */
+	return 10 * log10(255.0 * 255.0 * (double)n / fmax(squares, 1));
+}
+
+/* The trainer divides sums by the records; codes and perplexity belong to the whole set, so that each batch adds
+ * what makes the sum so far the measure so far times its records. */
+static void add_code_use(struct dvae_fit *f, int n, struct metrics *sums, struct error *e)
+{
+	struct code_use *u = &f->evaluated;
+	double before = (double)f->evaluated_records, now = before + n;
+	double codes = code_use_count(u) * before, perplexity = before > 0 ? code_use_perplexity(u) * before : 0;
+	if (code_use_add(u, f->d, n, e))
+		return;
+	f->evaluated_records += (uint64_t)n;
+	metrics_set(sums, "codes", code_use_count(u) * now - codes);
+	metrics_set(sums, "perplexity", code_use_perplexity(u) * now - perplexity);
+}
+
+/* True ELB and picture quality with hard codes; the relaxed ELB at the present temperature beside it. */
+static int fit_evaluate(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+{
+	struct dvae_fit *f = model;
+	struct dvae *d = f->d;
+	size_t bytes = 3 * pixels_of(d, 1);
+	double weight = f->o.schedule.beta * (double)tokens_of(d, 1) / (double)bytes;
+	double hard = 0, relaxed = 0, kl = 0, psnr = 0;
+	struct dvae_pass p = {.tau = (float)f->tau, .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
+	if (dvae_fill_plain(f, batch, n, e) || dvae_measure(d, f->rgb, n, &p, f->distortion, NULL, NULL, e))
+		return -1;
+	for (int i = 0; i < n; i++)
+		relaxed += f->distortion[i];
+	p.tau = 0;
+	if (dvae_measure(d, f->rgb, n, &p, f->distortion, f->kl, f->out, e))
+		return -1;
+	for (int i = 0; i < n; i++) {
+		hard += f->distortion[i];
+		kl += f->kl[i];
+		psnr += decibels(f->rgb + bytes * (size_t)i, f->out + bytes * (size_t)i, bytes);
+	}
+	metrics_set(sums, "loss", hard + weight * kl);
+	metrics_set(sums, "distortion", hard);
+	metrics_set(sums, "relaxed", relaxed + weight * kl);
+	metrics_set(sums, "kl", kl);
+	metrics_set(sums, "psnr", psnr);
+	add_code_use(f, n, sums, e);
+	return e->status ? -1 : 0;
+}
+
+static int fit_preview(void *model, const struct train_step *s, struct error *e)
+{
+	struct dvae_fit *f = model;
+	code_use_clear(&f->evaluated);
+	f->evaluated_records = 0;
+	return dvae_write_preview(f, e);
+}
+
+void dvae_fit_plan(struct dvae *d, struct trainee *t)
+{
+	t->params = &d->params;
+	t->kind = "dvae";
+	t->batch = d->batch;
+	t->activation_bytes = arena_bytes(&d->arena);
+	t->evaluate = fit_evaluate;
+}
+
+void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t)
+{
+	dvae_fit_plan(f->d, t);
+	t->model = f;
+	t->beta1 = 0.9f, t->beta2 = 0.999f, t->eps = 1e-8f, t->decay = 1e-4f;
+	t->average_decay = (float)f->o.schedule.average_decay;
+	t->average_every = 1;
+	t->lr = step_size;
+	t->step = fit_step;
+	t->preview = fit_preview;
+}

@@ -1,0 +1,61 @@
+/* dvae-fit.h - training of the discrete VAE: the paper's loss and schedules (recipe B15 to B21) as a trainee of
+ * train.h, augmentation, previews.
+ *
+ * Loss of a batch of N pictures (B17), P = S * S * 3 values and T = G * G tokens a picture:
+ *
+ *	- mean of ln f over values + beta * T / P * mean over tokens of KL(q, uniform) - bonus * H(mean q)
+ *
+ * which for the paper's sizes is distortion + beta / 192 * KL.  H is the entropy in nats of the batch's mean code
+ * distribution; the paper has no such term (bonus 0). */
+#ifndef DVAE_FIT_H
+#define DVAE_FIT_H
+
+#include "dvae.h"
+#include "train.h"
+
+enum dvae_augment { DVAE_AUGMENT_NONE, DVAE_AUGMENT_FLIP, DVAE_AUGMENT_PAPER };
+#define DVAE_AUGMENTS "none|flip|paper"
+
+struct dvae_fit_options {
+	struct dvae_schedule schedule;
+	enum dvae_augment augment;
+	double usage_bonus;
+	double calibrate;    /* standard deviation of the first logits, see dvae_calibrate; 0: leave them */
+	const char *preview; /* PNG file of originals over reconstructions, rewritten after each evaluation; NULL: none */
+};
+
+struct dvae_fit;
+/* Borrows d, which must have been made with DVAE_TRAINING.  `input` names the data in messages. */
+struct dvae_fit *dvae_fit_new(struct dvae *d, const struct dvae_fit_options *o, const char *input, struct error *e);
+void dvae_fit_free(struct dvae_fit *f);
+/* Fill a trainee: functions, optimizer numbers (B21), batch.  config, ids and options remain the caller's. */
+void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t);
+
+/* The part of it that a memory plan needs, of a model that is planned only. */
+void dvae_fit_plan(struct dvae *d, struct trainee *t);
+
+/* Value of a schedule of dvae_schedule at an update. */
+double dvae_schedule_at(double start, double end, double span, const struct train_step *s);
+
+/* One batch: loss, gradients added into the parameters.  tau and beta are explicit; noise is keyed by
+ * (seed, step, first_row).  scale multiplies the gradients (1 / parts). */
+struct dvae_loss {
+	double loss, distortion, kl, usage; /* nats: in all, per value, per token, of the mean distribution (0: no bonus) */
+};
+struct dvae_pass {
+	float tau, scale;
+	double beta, bonus;
+	uint64_t seed, first_row;
+	uint32_t step;
+};
+int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, struct dvae_loss *l,
+                            struct error *e);
+/* The distortion of each of n pictures, nats per value, from relaxed codes of temperature tau; tau 0: hard codes.
+ * kl: nats per token.  Either array may be NULL.  Leaves hard reconstructions in rgb_out (n,S,S,3) when not NULL. */
+int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, double *distortion, double *kl,
+                 uint8_t *rgb_out, struct error *e);
+/* Shift and scale the encoder's last convolution so that over these pictures each code's logit has mean 0 and the
+ * logits have this standard deviation. */
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double deviation, struct error *e);
+
+#endif
