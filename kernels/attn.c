@@ -18,40 +18,47 @@ static size_t round_up(size_t n, size_t unit)
 
 /* ---- the product of small tiles ---- */
 
-/* c[MR, PANEL] = or += a b over k; a(i, p) = a[i * across + p * along], b[k, PANEL] with rows ldb apart. */
-static VINLINE void multiply_tile(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b,
-                                  size_t ldb, size_t k, int add)
+/* c[rows, PANEL] = or += a b over k; a(i, p) = a[i * across + p * along], b[k, PANEL] with its rows ldb
+ * apart.  rows is a constant where this is inlined: MR x 2 sums stay in registers. */
+static VINLINE void multiply_tile(int rows, float *c, size_t ldc, const float *a, size_t across, size_t along,
+                                  const float *b, size_t ldb, size_t k, int add)
 {
 	vf s[MR][2];
-	for (int i = 0; i < MR; i++) {
+	for (int i = 0; i < rows; i++) {
 		s[i][0] = add ? v_load(c + i * ldc) : v_set(0);
 		s[i][1] = add ? v_load(c + i * ldc + VL) : v_set(0);
 	}
 	for (size_t p = 0; p < k; p++, a += along, b += ldb) {
 		vf b0 = v_load(b), b1 = v_load(b + VL);
 #pragma GCC unroll 8
-		for (int i = 0; i < MR; i++) {
+		for (int i = 0; i < rows; i++) {
 			s[i][0] += a[i * across] * b0;
 			s[i][1] += a[i * across] * b1;
 		}
 	}
-	for (int i = 0; i < MR; i++) {
+	for (int i = 0; i < rows; i++) {
 		v_store(c + i * ldc, s[i][0]);
 		v_store(c + i * ldc + VL, s[i][1]);
 	}
 }
 
-/* c[m, n] = or += a[m, k] b[k, n]; m a multiple of MR, n of PANEL; b's panels of PANEL columns lie
- * `panel` apart.  k in blocks, so that a block of b stays in the first cache for all m. */
+/* c[m, n] = or += a[m, k] b[k, n], n a multiple of PANEL; b's panels of PANEL columns lie `panel`
+ * apart.  k in blocks, so that a block of b stays in the first cache for all m. */
 CLONES static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b, size_t ldb,
                             size_t panel, size_t m, size_t n, size_t k, int add)
 {
-	for (size_t k0 = 0; k0 < k; k0 += K_BLOCK) {
+	for (size_t k0 = 0; k0 < k; k0 += K_BLOCK, a += K_BLOCK * along, b += K_BLOCK * ldb) {
 		size_t kn = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
-		for (size_t j = 0; j < n; j += PANEL)
-			for (size_t i = 0; i < m; i += MR)
-				multiply_tile(c + i * ldc + j, ldc, a + i * across + k0 * along, across, along,
-				              b + j / PANEL * panel + k0 * ldb, ldb, kn, add || k0);
+		for (size_t j = 0; j < n; j += PANEL) {
+			const float *bj = b + j / PANEL * panel;
+			size_t i = 0;
+			for (; i + MR <= m; i += MR)
+				multiply_tile(MR, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
+			for (; i + 2 <= m; i += 2)
+				multiply_tile(2, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
+			if (i < m)
+				multiply_tile(1, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
+		}
 	}
 }
 
@@ -168,13 +175,19 @@ static int layout_bias(struct dev *d, const char *op, struct layout *l)
 /* rows[Sp, Dp] = gain * the slice at x, whose states are `stride` elements apart; padding is zeroed. */
 CLONES static void load_slice(float *rows, const struct layout *l, const void *x, size_t stride, float gain)
 {
-	memset(rows, 0, (size_t)l->Sp * l->Dp * sizeof(float));
 	for (int i = 0; i < l->S; i++) {
 		float *y = rows + (size_t)i * l->Dp;
-		row_to_f32(y, at_const(x, l->type, state_at(l, i) * stride), l->type, l->D);
+		const void *from = at_const(x, l->type, state_at(l, i) * stride);
+		if (l->type != DT_F32) {
+			row_to_f32(y, from, l->type, l->D);
+			from = y;
+		}
 		for (int c = 0; c < l->D; c++)
-			y[c] *= gain;
+			y[c] = gain * ((const float *)from)[c];
+		for (int c = l->D; c < l->Dp; c++)
+			y[c] = 0;
 	}
+	memset(rows + (size_t)l->S * l->Dp, 0, (size_t)(l->Sp - l->S) * l->Dp * sizeof(float));
 }
 
 /* panels[Sp / PANEL][Dp][PANEL]: the transpose, for products over D. */
@@ -186,17 +199,17 @@ CLONES static void transpose_slice(float *panels, const struct layout *l, const 
 				panels[k] = rows[(size_t)(i + k) * l->Dp + c];
 }
 
-/* Rows i0 .. of a tensor like x in load_slice from the n rows at y, times gain. */
-CLONES static void store_slice(void *x, const struct layout *l, size_t stride, const float *y, int i0, int n, float gain)
+/* Positions i0 .. i0+n-1 of a slice like x in load_slice = gain * y, which is overwritten. */
+CLONES static void store_slice(void *x, const struct layout *l, size_t stride, float *y, int i0, int n, float gain)
 {
-	float t[TILE];
-	for (int i = 0; i < n; i++)
-		for (int c = 0; c < l->D; c += TILE) {
-			int width = l->D - c < TILE ? l->D - c : TILE;
-			for (int k = 0; k < width; k++)
-				t[k] = gain * y[(size_t)i * l->Dp + c + k];
-			row_from_f32(at(x, l->type, state_at(l, i0 + i) * stride + c), l->type, t, width);
-		}
+	for (int i = 0; i < n; i++, y += l->Dp) {
+		void *to = at(x, l->type, state_at(l, i0 + i) * stride);
+		float *out = l->type == DT_F32 ? to : y;
+		for (int c = 0; c < l->D; c++)
+			out[c] = gain * y[c];
+		if (l->type != DT_F32)
+			row_from_f32(to, l->type, y, l->D);
+	}
 }
 
 /* scores[n, runs] = rows i0.. of a times the transpose of what the panels hold. */
@@ -205,7 +218,7 @@ static void tile_products(float *scores, const struct layout *l, const struct ru
 {
 	for (int r = 0; r < runs; r++)
 		multiply(scores + run[r].at, l->ld, a, l->Dp, 1, panels + (size_t)run[r].from * l->Dp, PANEL,
-		         (size_t)l->Dp * PANEL, round_up(n, MR), run[r].to - run[r].from, l->Dp, 0);
+		         (size_t)l->Dp * PANEL, n, run[r].to - run[r].from, l->Dp, 0);
 }
 
 /* Keys that query i does not see get -infinity.  Returns the greatest score. */
@@ -281,7 +294,7 @@ static void fwd_tile(const struct fwd_scratch *t, float *lse, const struct layou
 		sum[i] = softmax_row(t->score + i * l->ld, lse + state_at(l, i0 + i), l, run, runs, i0 + i);
 	for (int r = 0; r < runs; r++)
 		multiply(t->y, l->Dp, t->score + run[r].at, l->ld, 1, t->v + (size_t)run[r].from * l->Dp, l->Dp, PANEL,
-		         round_up(n, MR), l->Dp, run[r].to - run[r].from, r);
+		         n, l->Dp, run[r].to - run[r].from, r);
 	for (int i = 0; i < n; i++)
 		scale_row(t->y + (size_t)i * l->Dp, l->D, 1.0f / sum[i]);
 }
@@ -370,7 +383,7 @@ static void bwd_tile(const struct bwd_scratch *t, const float *lse, const struct
 		size_t from = (size_t)run[r].from * l->Dp, keys = run[r].to - run[r].from;
 		multiply(t->dv + from, l->Dp, t->p + run[r].at, 1, l->ld, dy, l->Dp, PANEL, keys, l->Dp, n, 1);
 		multiply(t->dk + from, l->Dp, t->ds + run[r].at, 1, l->ld, q, l->Dp, PANEL, keys, l->Dp, n, 1);
-		multiply(t->dq, l->Dp, t->ds + run[r].at, l->ld, 1, t->k + from, l->Dp, PANEL, round_up(n, MR), l->Dp, keys, r);
+		multiply(t->dq, l->Dp, t->ds + run[r].at, l->ld, 1, t->k + from, l->Dp, PANEL, n, l->Dp, keys, r);
 	}
 }
 
@@ -439,33 +452,43 @@ struct step {
 	size_t stride;      /* elements between states of the cache */
 };
 
-/* y = softmax(q . k) v over the keys; score[keys], acc and row [D] are scratch. */
-CLONES static void step_head(void *y, const void *q, const void *k, const void *v, float *score, float *query, float *row,
+/* D elements at state `key` of the cache in f32: in place, or converted into row. */
+static VINLINE const float *step_row(float *row, const void *p, int32_t key, const struct step *s)
+{
+	const void *x = at_const(p, s->type, key * s->stride);
+	if (s->type == DT_F32)
+		return x;
+	row_to_f32(row, x, s->type, s->D);
+	return row;
+}
+
+/* y = softmax(q . k) v over the keys; score[keys], sum and row [D] are scratch. */
+CLONES static void step_head(void *y, const void *q, const void *k, const void *v, float *score, float *sum, float *row,
                              const struct step *s)
 {
 	size_t D = s->D;
-	float scale = 1.0f / sqrtf(D), top = -INFINITY, sum = 0;
-	row_to_f32(query, q, s->type, D);
+	float scale = 1.0f / sqrtf(D), top = -INFINITY, total = 0;
+	row_to_f32(sum, q, s->type, D);
 	for (int j = 0; j < s->keys; j++) {
+		const float *x = step_row(row, k, s->key[j], s);
 		vf dot = v_set(0);
-		row_to_f32(row, at_const(k, s->type, s->key[j] * s->stride), s->type, D);
 		for (size_t c = 0; c < D; c += VL)
-			dot += v_row(query, c, D, 0) * v_row(row, c, D, 0);
+			dot += v_row(sum, c, D, 0) * v_row(x, c, D, 0);
 		score[j] = v_sum(dot) * scale;
 		top = score[j] > top ? score[j] : top;
 	}
 	for (size_t j = 0, n = s->keys; j < n; j += VL)
 		v_row_store(score, j, n, v_exp(v_row(score, j, n, -INFINITY) - top));
-	memset(query, 0, D * sizeof(float));
+	memset(sum, 0, D * sizeof(float));
 	for (int j = 0; j < s->keys; j++) {
-		sum += score[j];
-		row_to_f32(row, at_const(v, s->type, s->key[j] * s->stride), s->type, D);
+		const float *x = step_row(row, v, s->key[j], s);
+		total += score[j];
 		for (size_t c = 0; c < D; c++)
-			query[c] += score[j] * row[c];
+			sum[c] += score[j] * x[c];
 	}
 	for (size_t c = 0; c < D; c++)
-		query[c] /= sum;
-	row_from_f32(y, s->type, query, D);
+		sum[c] /= total;
+	row_from_f32(y, s->type, sum, D);
 }
 
 static int step_keys(int32_t *key, const struct attn_mask *m, int pos)

@@ -50,9 +50,10 @@ static inline uint16_t f32_to_f16(float x)
 	/* Below 2^-14 the sum with 0.5 rounds to multiples of 2^-24, f16's subnormal step. */
 	uint32_t small = float_bits(bits_float(a) + 0.5f) - 0x3f000000;
 	uint32_t normal = (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13;
-	uint32_t h = a < 0x38800000 ? small : normal;
-	h = a >= 0x477ff000 ? 0x7c00 : h;
-	h = a > 0x7f800000 ? 0x7e00 : h;
+	/* Masks, not branches: those would keep loops from becoming vector code. */
+	uint32_t tiny = -(uint32_t)(a < 0x38800000), huge = -(uint32_t)(a >= 0x477ff000);
+	uint32_t h = (small & tiny) | (normal & ~tiny);
+	h = (h & ~huge) | (0x7c00 & huge) | (0x200 & -(uint32_t)(a > 0x7f800000));
 	return (uint16_t)(h | sign);
 }
 

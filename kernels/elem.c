@@ -97,8 +97,9 @@ CLONES static void relu_bwd_block(void *dx, const void *dy, const void *y, enum 
 		uint16_t *o = dx;
 		const uint16_t *g = dy;
 		const int16_t *v = y;
+		/* Masks: a branch on random signs costs twenty times as much. */
 		for (size_t i = 0; i < n; i++)
-			o[i] = v[i] > 0 ? g[i] : 0;
+			o[i] = g[i] & (uint16_t)-(v[i] > 0);
 	}
 }
 

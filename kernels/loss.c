@@ -225,24 +225,26 @@ CLONES static int draw_weights(float *e, const float *x, size_t n, float tempera
 
 CLONES static size_t count_from(const float *e, size_t n, float least)
 {
-	size_t count = 0;
+	uint32_t count = 0;
 	for (size_t i = 0; i < n; i++)
 		count += e[i] >= least;
 	return count;
 }
 
+/* f32 lanes over a block, then double: the rounding is far below that of the weights. */
 CLONES static double mass_from(const float *e, size_t n, float least)
 {
-	double lane[VL] = {0}, s = 0;
-	size_t i = 0;
-	for (; i + VL <= n; i += VL)
-		for (int k = 0; k < VL; k++)
-			lane[k] += e[i + k] >= least ? e[i + k] : 0;
-	for (; i < n; i++)
-		s += e[i] >= least ? e[i] : 0;
-	for (int k = 0; k < VL; k++)
-		s += lane[k];
-	return s;
+	double sum = 0;
+	for (size_t b = 0; b < n; b += BLOCK) {
+		size_t m = n - b < BLOCK ? n - b : BLOCK;
+		vf s = v_set(0);
+		for (size_t i = 0; i < m; i += VL) {
+			vf x = v_row(e + b, i, m, 0);
+			s += (vf)((vi)x & (x >= least));
+		}
+		sum += v_sum(s);
+	}
+	return sum;
 }
 
 /* The greatest weight w such that the weights >= w number at least k (k > 0) or have at least this
@@ -275,21 +277,18 @@ static void draw_cut(float *e, size_t n, float least, size_t k, double mass)
 	}
 }
 
-/* Index at the fraction u of the weights, in token order. */
+/* Index at the fraction u of the weights, in token order; weights of 0 are never taken. */
 static int draw_inverse(const float *e, size_t n, double u)
 {
 	double total = 0, sum = 0;
 	int last = 0;
 	for (size_t i = 0; i < n; i++)
 		total += e[i];
-	for (size_t i = 0; i < n; i++) {
-		if (e[i] <= 0)
-			continue;
-		sum += e[i];
-		last = (int)i;
-		if (sum > u * total)
-			break;
-	}
+	for (size_t i = 0; i < n && sum <= u * total; i++)
+		if (e[i] > 0) {
+			sum += e[i];
+			last = (int)i;
+		}
 	return last;
 }
 

@@ -442,6 +442,62 @@ static void check_sums(size_t n)
 	free(want);
 }
 
+/* ---- bits ---- */
+
+enum { BIT_ROWS = 130, BIT_C = 200, BIT_N = BIT_ROWS * BIT_C };
+
+/* The entries that sum over rows or whole tensors, and one that sums in rows; outputs end to end. */
+static size_t run_bits(double *out, const double *values, int threads)
+{
+	int32_t idx[BIT_ROWS];
+	double sums[2] = {0, 0};
+	size_t at = 0;
+	device_open(DT_BF16, threads);
+	for (int r = 0; r < BIT_ROWS; r++)
+		idx[r] = r * r % 11;
+	int32_t *device = ints_put(idx, BIT_ROWS);
+	double *device_sums = must(ops->alloc(dev, sizeof sums));
+	struct tensor x = tensor_new(DT_F32, BIT_N), w = tensor_fill(DT_F32, BIT_C, 1.5), dy = tensor_new(T, BIT_N);
+	struct tensor o[] = {tensor_fill(DT_F32, BIT_N, 0), tensor_fill(DT_F32, BIT_C, 0), tensor_fill(DT_F32, BIT_C, 0),
+		tensor_fill(DT_F32, 11 * BIT_C, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0),
+		tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0)};
+	memcpy(x.v, values, BIT_N * sizeof *values);
+	memcpy(dy.v, values, BIT_N * sizeof *values);
+	tensor_put(&x), tensor_put(&dy);
+	ops->norm_fwd(dev, o[8].p, o[6].p, o[7].p, x.p, w.p, w.p, BIT_ROWS, BIT_C, 0);
+	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 0);
+	ops->embed_bwd(dev, o[3].p, x.p, device, BIT_ROWS, BIT_C);
+	ops->xent(dev, o[4].p, o[5].p, x.p, device, BIT_ROWS, BIT_C, 1, 0);
+	ops->sum(dev, device_sums, x.p, BIT_N);
+	ops->sumsq(dev, device_sums + 1, x.p, BIT_N);
+	ops->get(dev, sums, device_sums, sizeof sums);
+	for (size_t i = 0; i < sizeof o / sizeof *o; i++) {
+		tensor_get(o + i, "bits");
+		memcpy(out + at, o[i].v, o[i].n * sizeof *out);
+		at += o[i].n;
+		tensor_free(o + i);
+	}
+	memcpy(out + at, sums, sizeof sums);
+	ops->release(dev, device), ops->release(dev, device_sums);
+	tensor_free(&x), tensor_free(&w), tensor_free(&dy);
+	device_close();
+	return at + 2;
+}
+
+static void check_bits(void)
+{
+	double *values = must(calloc(BIT_N, sizeof *values)), *out[2];
+	size_t n = 0;
+	for (int i = 0; i < BIT_N; i++)
+		values[i] = (float)uniform(-2, 2);
+	for (int i = 0; i < 2; i++) {
+		out[i] = must(calloc(4 * BIT_N, sizeof *out[i]));
+		n = run_bits(out[i], values, i + 1);
+	}
+	CHECK(!memcmp(out[0], out[1], n * sizeof *values), "norm, embed, xent, sums: same bits with 1 and 2 threads");
+	free(values), free(out[0]), free(out[1]);
+}
+
 /* ---- all of one type ---- */
 
 static void check_type(void)
@@ -483,5 +539,6 @@ int main(void)
 		check_type();
 		device_close();
 	}
+	check_bits();
 	return check_done();
 }
