@@ -616,6 +616,16 @@ int bpe_encode(struct bpe_coder *c, const void *text, size_t n, double dropout, 
 	return 0;
 }
 
+bool bpe_cut(const struct bpe *b, struct tokens *t, size_t most)
+{
+	if (t->n <= most)
+		return false;
+	if (b->closing != BPE_NONE)
+		t->v[most - 1] = b->closing;
+	t->n = most;
+	return true;
+}
+
 /* ---- decoding ---- */
 
 int bpe_decode(const struct bpe *b, const uint32_t *tokens, size_t n, struct buf *out, struct error *e)

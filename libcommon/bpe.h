@@ -69,6 +69,8 @@ void bpe_coder_free(struct bpe_coder *c);
  * Time grows as 1 / (1 - P). */
 int bpe_encode(struct bpe_coder *c, const void *text, size_t n, double dropout, uint64_t seed, uint32_t record,
 	struct tokens *out, struct error *e);
+/* Shorten to `most` >= 2 tokens (the closing token of CLIP stays); true when something was cut. */
+bool bpe_cut(const struct bpe *b, struct tokens *t, size_t most);
 /* The number of a record for dropout, from its key: the same in whatever part it is found. */
 uint32_t bpe_record_number(const void *key, size_t n);
 

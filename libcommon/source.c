@@ -32,9 +32,9 @@ static int source_setup(struct source *s, const char *path, struct error *e)
 	s->name = mem_string(is_stdin ? "stdin" : path, e);
 	if (!s->name || buf_reserve(&s->in, INPUT_SIZE, e))
 		return -1;
-	s->fd = is_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	s->fd = source_input(path, s->in.p, &s->in.n, e);
 	if (s->fd < 0)
-		return fail_errno(e, "%s", s->name);
+		return -1;
 	if (isatty(s->fd))
 		return fail(e, STATUS_USAGE, "%s: is a terminal, expected a token stream from a file or a pipe (see --help)",
 		            s->name);
@@ -165,6 +165,56 @@ static bool starts_bare(const uint8_t *p, size_t n, bool whole)
 bool stream_looks_like(const uint8_t *p, size_t n)
 {
 	return source_starts_frame(p, n) || starts_bare(p, n, true);
+}
+
+/* The one place where a read has to be undone: a pipe has no lseek, and a FIFO cannot be
+ * opened twice.  One input at a time is kept. */
+static struct {
+	char *path; /* NULL: nothing is kept */
+	int fd;
+	uint8_t p[SOURCE_PEEK];
+	size_t n;
+} peeked;
+
+static int open_input(const char *path, struct error *e)
+{
+	bool is_stdin = strcmp(path, "-") == 0;
+	int fd = is_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? fail_errno(e, "%s", is_stdin ? "stdin" : path) : fd;
+}
+
+int source_input(const char *path, uint8_t p[SOURCE_PEEK], size_t *n, struct error *e)
+{
+	*n = 0;
+	if (!peeked.path || strcmp(path, peeked.path) != 0)
+		return open_input(path, e);
+	memcpy(p, peeked.p, peeked.n);
+	*n = peeked.n;
+	free(peeked.path);
+	peeked.path = NULL;
+	return peeked.fd;
+}
+
+int stream_detect(const char *path, struct error *e)
+{
+	if (peeked.path && strcmp(path, peeked.path) == 0)
+		return stream_looks_like(peeked.p, peeked.n);
+	int fd = open_input(path, e);
+	if (fd < 0)
+		return -1;
+	int64_t n = isatty(fd) ? 0 : read_full(fd, peeked.p, SOURCE_PEEK, path, e);
+	peeked.n = n > 0 ? (size_t)n : 0;
+	bool keep = n > 0 && lseek(fd, -(off_t)n, SEEK_CUR) < 0;
+	if (keep) {
+		free(peeked.path);
+		peeked.fd = fd;
+		peeked.path = mem_string(path, e);
+		if (peeked.path)
+			return stream_looks_like(peeked.p, peeked.n);
+	}
+	if (fd > STDERR_FILENO)
+		close(fd);
+	return e->status ? -1 : stream_looks_like(peeked.p, peeked.n);
 }
 
 static bool is_text(const uint8_t *p, size_t n)

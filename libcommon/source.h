@@ -23,6 +23,10 @@ bool source_bare(const struct source *s); /* the last content was bare */
 /* Give back bare content that turned out to belong to frames: the next source_fill looks
  * at it afresh.  Used where one part of a file ends. */
 int source_unread(struct source *s, const uint8_t *p, size_t n, struct error *e);
+/* Open an input ("-": stdin); with it the *n bytes that stream_detect has taken from it, if
+ * any.  The descriptor, which is the caller's, or -1. */
+enum { SOURCE_PEEK = 16 };
+int source_input(const char *path, uint8_t p[SOURCE_PEEK], size_t *n, struct error *e);
 bool source_starts_frame(const uint8_t *p, size_t n);
 /* Go to one frame of a seek table: then source_fill gives its content, then 0.  The sizes
  * are checked against the frame. */

@@ -104,6 +104,9 @@ void reader_close(struct reader *r);
 
 /* True when the first bytes of a file are those of a stream (zstd or bare). */
 bool stream_looks_like(const uint8_t *p, size_t n);
+/* Whether the file at path ("-": stdin) is a stream, without losing what was read: what was
+ * taken from a pipe goes to the next reader of the same path.  1, 0, -1. */
+int stream_detect(const char *path, struct error *e);
 
 /* Random access by frame, for trainers that shuffle: only regular files whose seek tables
  * cover them (else -1 from reader_frames, with e filled: read in order with a new reader).

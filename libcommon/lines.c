@@ -1,0 +1,190 @@
+/* lines.c - see lines.h. */
+#include "lines.h"
+#include "source.h"
+#include "stream.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BLOCK = 1 << 18 };
+
+struct lines {
+	char *const *files;
+	int n, index; /* operand being read; -1 before the first */
+	int fd;       /* -1: none open */
+	char end;
+	bool eof;
+	struct buf in; /* in.p[at .. in.n) is read and not yet given out */
+	size_t at, searched; /* no line end in in.p[at .. searched) */
+	uint64_t number, done, total;
+};
+
+static char *const stdin_operand[] = {"-"};
+
+static const char *operand_name(const struct lines *l, int index)
+{
+	return strcmp(l->files[index], "-") == 0 ? "stdin" : l->files[index];
+}
+
+/* A missing file is reported before any work is done. */
+static int sum_sizes(struct lines *l, struct error *e)
+{
+	bool known = true;
+	for (int i = 0; i < l->n; i++) {
+		struct stat st;
+		bool is_stdin = strcmp(l->files[i], "-") == 0;
+		if (is_stdin ? fstat(STDIN_FILENO, &st) : stat(l->files[i], &st))
+			return fail_errno(e, "%s", operand_name(l, i));
+		known = known && S_ISREG(st.st_mode);
+		l->total += (uint64_t)st.st_size;
+	}
+	l->total = known ? l->total : 0;
+	return 0;
+}
+
+struct lines *lines_open(char *const *files, int n, char end, struct error *e)
+{
+	struct lines *l = mem_zero(1, sizeof *l, e);
+	if (!l)
+		return NULL;
+	l->files = n ? files : stdin_operand;
+	l->n = n ? n : 1;
+	l->index = l->fd = -1;
+	l->end = end;
+	l->eof = true;
+	if (sum_sizes(l, e) || buf_reserve(&l->in, BLOCK, e)) {
+		lines_close(l);
+		return NULL;
+	}
+	return l;
+}
+
+static int close_operand(struct lines *l, struct error *e)
+{
+	int fd = l->fd;
+	l->fd = -1;
+	return fd > STDERR_FILENO && close(fd) ? fail_errno(e, "%s", lines_name(l)) : 0;
+}
+
+static int open_operand(struct lines *l, struct error *e)
+{
+	const char *path = l->files[++l->index];
+	int is_stream = stream_detect(path, e);
+	if (is_stream < 0)
+		return -1;
+	if (is_stream)
+		return fail(e, STATUS_BAD, "%s: is a token stream, expected lines of text as in the files before it", lines_name(l));
+	l->fd = source_input(path, l->in.p, &l->in.n, e);
+	if (l->fd < 0)
+		return -1;
+	l->at = l->searched = 0;
+	l->eof = false;
+	return 0;
+}
+
+static int read_more(struct lines *l, struct error *e)
+{
+	memmove(l->in.p, l->in.p + l->at, l->in.n - l->at);
+	l->in.n -= l->at;
+	l->searched -= l->at;
+	l->at = 0;
+	if (buf_reserve(&l->in, BLOCK, e))
+		return -1;
+	ssize_t k;
+	do
+		k = read(l->fd, l->in.p + l->in.n, BLOCK); /* what a pipe or a person has ready */
+	while (k < 0 && errno == EINTR);
+	if (k < 0)
+		return fail_errno(e, "%s", lines_name(l));
+	l->in.n += (size_t)k;
+	l->eof = k == 0;
+	return 0;
+}
+
+static int give_line(struct lines *l, size_t end, size_t next, const uint8_t **p, size_t *n, struct error *e)
+{
+	l->number++;
+	*p = l->in.p + l->at;
+	*n = end - l->at;
+	l->done += next - l->at;
+	l->at = l->searched = next;
+	if (l->end == '\n' && *n && (*p)[*n - 1] == '\r')
+		--*n;
+	if (*n > STREAM_MAX_TEXT)
+		return fail(e, STATUS_LIMIT, "%s: line %llu is longer than %d bytes", lines_name(l),
+			(unsigned long long)l->number, STREAM_MAX_TEXT);
+	return 1;
+}
+
+int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e)
+{
+	for (;;) {
+		const uint8_t *found = l->searched < l->in.n
+			? memchr(l->in.p + l->searched, l->end, l->in.n - l->searched) : NULL;
+		size_t end = found ? (size_t)(found - l->in.p) : l->in.n;
+		if (found)
+			return give_line(l, end, end + 1, p, n, e);
+		l->searched = l->in.n;
+		/* Longer than the limit and no end in sight: no need to read it all. */
+		if (l->eof ? l->at < l->in.n : l->in.n - l->at > STREAM_MAX_TEXT + 1)
+			return give_line(l, end, end, p, n, e);
+		if (!l->eof) {
+			if (read_more(l, e))
+				return -1;
+			continue;
+		}
+		if (close_operand(l, e))
+			return -1;
+		if (l->index + 1 == l->n)
+			return 0;
+		if (open_operand(l, e))
+			return -1;
+	}
+}
+
+uint64_t lines_number(const struct lines *l)
+{
+	return l->number;
+}
+
+const char *lines_name(const struct lines *l)
+{
+	return operand_name(l, l->index < 0 ? 0 : l->index);
+}
+
+void lines_progress(const struct lines *l, uint64_t *done, uint64_t *total)
+{
+	*done = l->done;
+	*total = l->total;
+}
+
+void lines_close(struct lines *l)
+{
+	if (!l)
+		return;
+	if (l->fd > STDERR_FILENO)
+		close(l->fd);
+	buf_free(&l->in);
+	free(l);
+}
+
+int text_repair(const uint8_t *p, size_t n, struct buf *out, struct error *e)
+{
+	if (buf_set(out, "", 0, e))
+		return -1;
+	if (utf8_valid(p, n))
+		return buf_add(out, p, n, e);
+	for (size_t i = 0; i < n;) {
+		size_t k = 1;
+		while (k <= 4 && (k > n - i || !utf8_valid(p + i, k)))
+			k++;
+		if (k <= 4 ? buf_add(out, p + i, k, e) : buf_add(out, "\xEF\xBF\xBD", 3, e))
+			return -1;
+		i += k <= 4 ? k : 1;
+	}
+	return 1;
+}

@@ -1,0 +1,125 @@
+# bpe.sh - bpe-train, bpe-encode and bpe-decode in pipelines, and what they refuse.
+set -u
+failed=0
+bad() {
+	echo "bpe.sh: $*"
+	failed=1
+}
+# refuse STATUS PATTERN COMMAND...: that status, one line on stderr that matches, no output file.
+refuse() {
+	want=$1 pattern=$2
+	shift 2
+	rm -f out
+	"$@" >stdout 2>err </dev/null
+	got=$?
+	[ $got = "$want" ] || bad "$*: status $got, expected $want ($(cat err))"
+	[ "$(wc -l <err)" = 1 ] && grep -q -- "$pattern" err || bad "$*: message '$(cat err)', expected $pattern"
+	[ ! -e out ] || bad "$*: left an output file"
+	[ ! -s stdout ] || bad "$*: wrote to stdout"
+}
+
+cat >captions <<'END'
+Grinning Face
+grinning face with big eyes
+man cook: medium-light skin tone
+Woman cook: medium-light skin tone
+
+flag: Côte d’Ivoire 123
+END
+tr A-Z a-z <captions >lower
+i=0
+while [ $i -lt 20 ]; do cat captions; i=$((i + 1)); done >many
+
+# Training: deterministic, order does not matter, from stdin, FIFOs or files.
+bpe-train -q -k 300 -o words.bpe many || bad "bpe-train failed"
+sort -r many | bpe-train -q -k 300 >other.bpe || bad "bpe-train from stdin failed"
+cmp words.bpe other.bpe || bad "the order of captions changed the vocabulary"
+mkfifo pipe && (cat many >pipe &) && bpe-train -q -k 300 pipe | cmp - words.bpe || bad "training from a FIFO"
+sed 's/^/key	/' many | bpe-train -q -t -k 300 | cmp - words.bpe || bad "-t: the key was counted"
+tr '\n' '\0' <many | bpe-train -q -0 -k 300 | cmp - words.bpe || bad "-0 gave another vocabulary"
+bpe-train -k 4000 many 2>err >/dev/null || bad "running out of merges is no failure"
+grep -q 'instead of 4000' err || bad "no word about a vocabulary smaller than asked for: $(cat err)"
+grep -q '^size 300$' words.bpe || bad "-k 300 was not reached"
+
+# Lines to records and back.
+bpe-encode -m words.bpe <captions >a.tok 2>err || bad "bpe-encode failed: $(cat err)"
+[ -s err ] && bad "not silent: $(cat err)"
+bpe-decode -m words.bpe a.tok | cmp - lower || bad "decoding does not give the captions"
+bpe-decode -t -m words.bpe a.tok | cut -f1 | tr '\n' ' ' | grep -q '^1 2 3 4 5 6 $' || bad "keys are not line numbers"
+bpe-encode -m words.bpe -o b.tok captions && bpe-decode -m words.bpe -o text b.tok && cmp text lower || bad "-o"
+sed 's/$/\r/' captions | bpe-encode -m words.bpe | bpe-decode -m words.bpe | cmp - lower || bad "CR was not dropped"
+printf 'no newline' | bpe-encode -m words.bpe | bpe-decode -m words.bpe | grep -qx 'no newline' || bad "last line without newline"
+tr '\n' '\0' <captions | bpe-encode -0 -m words.bpe | bpe-decode -0 -m words.bpe | tr '\0' '\n' | cmp - lower || bad "-0"
+printf 'k1\ta\tb\nk2\tc\n' | bpe-encode -t -m words.bpe | bpe-decode -t -m words.bpe >out.tsv
+printf 'k1\ta b\nk2\tc\n' | cmp - out.tsv || bad "-t: keys and tabs"
+printf 'two\nlines\0' >n0 && bpe-encode -0 -m words.bpe n0 >n.tok
+[ "$(bpe-decode -m words.bpe n.tok)" = 'two lines' ] || bad "a newline in a caption must not make two lines"
+bpe-decode -0 -m words.bpe n.tok | cmp - n0 || bad "-0 keeps the newline"
+printf '' | bpe-encode -m words.bpe | bpe-decode -m words.bpe >none && [ ! -s none ] || bad "no lines, no records"
+pieces=$(echo 'GRINNING x1' | bpe-encode -m words.bpe | bpe-decode -m words.bpe --separator='|')
+[ "$pieces" = 'grinning| |x|1' ] || bad "pieces: $pieces"
+
+# Records in: the same tokens from a stream as from lines; joined streams; tokens are replaced.
+bpe-encode -m words.bpe <a.tok | bpe-decode -m words.bpe | cmp - lower || bad "records in"
+cat a.tok a.tok | bpe-encode -m words.bpe | bpe-decode -m words.bpe | wc -l | grep -q '^ *12$' || bad "joined streams"
+bpe-train -q -k 280 -o small.bpe a.tok || bad "training from records"
+bpe-encode -m small.bpe a.tok | bpe-decode -m small.bpe | cmp - lower || bad "tokens of another vocabulary were not replaced"
+(cat a.tok >pipe &) && bpe-encode -m words.bpe pipe | bpe-decode -m words.bpe | cmp - lower || bad "a stream from a FIFO"
+
+# Fields that this version does not know stay: record { 1: "k" 2: "ab" 999: 77 }.
+printf '\012\002\010\001\022\012\012\001k\022\002ab\270\076\115\032\002\010\001' >unknown.bare
+bpe-encode --level 0 -m words.bpe unknown.bare >unknown.tok || bad "a stream with an unknown field"
+LC_ALL=C grep -q "$(printf '\270\076\115')" unknown.tok || bad "the unknown field was lost"
+
+# Dropout: same seed, same tokens; also for a part of the input; other tokens than without.
+drop() { bpe-encode -m words.bpe --dropout 0.5 --seed "$1" -t | bpe-decode -t -m words.bpe --separator='|'; }
+awk '{ print NR "\t" $0 }' many >keyed
+drop 1 <keyed >d1
+drop 1 <keyed | cmp - d1 || bad "dropout with the same seed differs"
+drop 2 <keyed | cmp -s - d1 && bad "dropout with another seed is the same"
+tail -n 50 keyed | drop 1 >d2
+tail -n 50 d1 | cmp - d2 || bad "dropout depends on the records before"
+tr -d '|' <d1 | cut -f2 | head -6 | cmp - lower || bad "dropout changes the text"
+[ "$(echo abc | bpe-encode -m words.bpe --dropout 1 | bpe-decode -m words.bpe --separator='|')" = 'a|b|c' ] || bad "dropout 1"
+
+# Long captions and bytes that are not UTF-8.
+awk 'BEGIN { for (i = 0; i < 400; i++) printf "%d ", i % 10; print "" }' >long
+bpe-encode -m words.bpe long 2>err | bpe-decode -m words.bpe >cut
+[ "$(wc -c <cut)" = 257 ] || bad "a long caption has $(wc -c <cut) bytes, expected 256 and a newline"
+grep -q '1 of 1 captions were cut to 256' err || bad "no word about the cut: $(cat err)"
+bpe-encode -q -m words.bpe -l 10 long 2>err | bpe-decode -m words.bpe | grep -qx '0 1 2 3 4 ' || bad "-l 10"
+[ -s err ] && bad "-q is not quiet: $(cat err)"
+refuse 3 'caption 1 has 800 tokens, expected at most 256' bpe-encode --strict -m words.bpe -o out long
+printf 'a\377b\303\n' >latin
+bpe-encode -m words.bpe latin 2>err | bpe-decode -m words.bpe >mended || bad "bytes that are not UTF-8"
+printf 'a\357\277\275b\357\277\275\n' | cmp - mended || bad "U+FFFD for bad bytes"
+grep -q '1 of 1 captions were not UTF-8' err || bad "no word about bad UTF-8: $(cat err)"
+refuse 3 'line 1 is not UTF-8' bpe-encode --strict -m words.bpe -o out latin
+head -c 1100000 /dev/zero | tr '\0' a >huge
+refuse 4 'line 1 is longer' bpe-encode -m words.bpe -o out huge
+head -c 1000000 huge | bpe-encode -q -m words.bpe -l 1000000 | bpe-decode -m words.bpe | wc -c | grep -q '^ *1000001$' ||
+	bad "a word of a million letters"
+
+# Refusals.
+refuse 3 'tokens of vocabulary [0-9a-f]\{32\}, but small.bpe is [0-9a-f]\{32\}' bpe-decode -m small.bpe -o out a.tok
+refuse 3 'holds no text tokens' bpe-decode -m words.bpe -o out unknown.bare
+refuse 3 'not a BPE vocabulary' bpe-encode -m captions -o out captions
+refuse 3 'not a BPE vocabulary' bpe-decode -m a.tok -o out a.tok
+head -c 400 words.bpe >torn.bpe
+refuse 3 'truncated' bpe-encode -m torn.bpe -o out captions
+refuse 1 'missing.bpe' bpe-encode -m missing.bpe -o out captions
+refuse 1 'missing' bpe-encode -m words.bpe -o out captions missing
+refuse 3 'is a token stream' bpe-encode -m words.bpe -o out captions a.tok
+refuse 3 'line 1: no tab' bpe-encode -t -m words.bpe -o out captions
+refuse 3 'no captions' bpe-train -o out /dev/null
+refuse 3 'captions' bpe-decode -m words.bpe -o out captions
+head -c 100 a.tok >torn.tok
+refuse 3 'torn.tok' bpe-encode -m words.bpe -o out torn.tok
+refuse 2 '-m VOCAB' bpe-encode captions
+refuse 2 'dropout' bpe-encode -m words.bpe --dropout 1.5 captions
+refuse 2 '-t and -0' bpe-encode -m words.bpe -t -o out a.tok
+bpe-encode -m words.bpe captions >/dev/full 2>err
+[ $? = 4 ] || bad "a full device: expected status 4 ($(cat err))"
+bpe-train many >/dev/full 2>/dev/null
+[ $? = 4 ] || bad "bpe-train, a full device: expected status 4"
+exit $failed
