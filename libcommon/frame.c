@@ -7,9 +7,10 @@
 #include <unistd.h>
 #include <zstd.h>
 
-/* Measured, see tokenstream(5): tokens are small and kept for long, so they get zstd's
- * optimal parser; pictures pass through pipes and gain little from more than level 1. */
-enum { TOKEN_LEVEL = 19, PIXEL_LEVEL = 1, WINDOW_LOG = 23, MAX_LEVEL = 22 };
+/* Measured, see tokenstream(5): tokens in files are kept for long, so they get zstd's
+ * optimal parser; what passes a pipe lives for a moment; pictures gain little from more
+ * than level 1. */
+enum { FILE_LEVEL = 19, PIPE_LEVEL = 3, PIXEL_LEVEL = 1, WINDOW_LOG = 23, MAX_LEVEL = 22 };
 
 struct frames {
 	struct outfile out;
@@ -58,6 +59,11 @@ bool frames_bare(const struct frames *f)
 	return f->level == 0;
 }
 
+bool frames_kept(const struct frames *f)
+{
+	return f->out.regular;
+}
+
 static int compress(struct frames *f, struct buf *to, const struct buf *content, int level, struct error *e)
 {
 	size_t room = ZSTD_compressBound(content->n);
@@ -80,7 +86,10 @@ int frames_put(struct frames *f, const struct buf *a, const struct buf *b, bool 
 		return 0;
 	if (f->level == 0)
 		return write_full(f->out.fd, a->p, a->n, f->out.path, e);
-	int level = f->level != STREAM_LEVEL ? f->level : bulky ? PIXEL_LEVEL : TOKEN_LEVEL;
+	int level = f->level != STREAM_LEVEL ? f->level
+	            : bulky                  ? PIXEL_LEVEL
+	            : frames_kept(f)         ? FILE_LEVEL
+	                                     : PIPE_LEVEL;
 	if (compress(f, &f->packed[0], a, level, e) || (b && compress(f, &f->packed[1], b, level, e)))
 		return -1;
 	bool second = b && f->packed[1].n < f->packed[0].n;

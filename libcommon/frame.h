@@ -12,6 +12,8 @@ const char *frames_name(const struct frames *f);
  * that compresses better goes out.  `bulky`: pictures, worth little effort by default. */
 int frames_put(struct frames *f, const struct buf *a, const struct buf *b, bool bulky, struct error *e);
 bool frames_bare(const struct frames *f);
+/* The output is a file, which is kept, and not a pipe, where the next program waits. */
+bool frames_kept(const struct frames *f);
 /* Seek table, close, rename; frees f in every case. */
 int frames_close(struct frames *f, struct error *e);
 void frames_abort(struct frames *f);

@@ -15,7 +15,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FRAME_CONTENT = 1 << 20, FRAME_RECORDS = 256, MAX_HEADER = 1 << 26, MAX_END = 1 << 10 };
+/* A frame ends behind the record that reaches one of these.  Token frames of files are
+ * larger: zstd finds little to share in 256 records, see tokenstream(5). */
+enum { FRAME_CONTENT = 1 << 20, FRAME_RECORDS = 256, FILE_FRAME_CONTENT = 1 << 22, FILE_FRAME_RECORDS = 1 << 14 };
+enum { MAX_HEADER = 1 << 26, MAX_END = 1 << 10 };
 
 struct reader {
 	char *const *files;
@@ -391,6 +394,14 @@ int writer_flush(struct writer *w, struct error *e)
 	return r;
 }
 
+static bool frame_full(const struct writer *w)
+{
+	if (w->bulky || !frames_kept(w->frames))
+		return w->in_frame >= FRAME_RECORDS || w->content.n >= FRAME_CONTENT;
+	return w->in_frame >= FILE_FRAME_RECORDS || w->wide.n >= FILE_FRAME_CONTENT ||
+	       w->content.n >= FILE_FRAME_CONTENT;
+}
+
 int writer_put(struct writer *w, const struct record *rec, struct error *e)
 {
 	bool bulky = rec->pixels.width && rec->pixels.height;
@@ -403,9 +414,8 @@ int writer_put(struct writer *w, const struct record *rec, struct error *e)
 	    record_encode(&w->wide, rec, &w->header, LAYOUT_BYTES, w->where, e))
 		return -1;
 	w->records++;
-	if (++w->in_frame >= FRAME_RECORDS || w->content.n >= FRAME_CONTENT)
-		return writer_flush(w, e);
-	return 0;
+	w->in_frame++;
+	return frame_full(w) ? writer_flush(w, e) : 0;
 }
 
 /* The end record joins the last frame. */
