@@ -7,6 +7,9 @@
 #include <png.h>
 #include <stdlib.h>
 #include <string.h>
+#if HAVE_JPEG
+#include <jpeglib.h>
+#endif
 
 static uint32_t state = 1;
 static uint32_t noise(void)
@@ -261,6 +264,122 @@ static void test_hostile_png(void)
 	buf_free(&part);
 	image_free(&p);
 }
+
+/* ---- JPEG ---- */
+
+#if HAVE_JPEG
+enum { JPEG_WIDTH = 96, JPEG_HEIGHT = 64 };
+
+/* A smooth picture, as JPEG keeps well: red grows to the right, green downwards. */
+static uint8_t smooth_value(uint32_t x, uint32_t y, int c)
+{
+	return (uint8_t)(c == 0 ? 20 + 2 * x : c == 1 ? 30 + 3 * y : 128);
+}
+
+static void encode_jpeg(struct buf *out, int components, int orientation, bool progressive)
+{
+	struct jpeg_compress_struct jpeg;
+	struct jpeg_error_mgr manager;
+	unsigned char *p = NULL;
+	unsigned long n = 0;
+	struct error e = {0};
+	/* big-endian TIFF with one entry: 0x0112, SHORT, 1 value */
+	uint8_t exif[] = {'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, (uint8_t)orientation, 0, 0, 0, 0, 0, 0};
+	jpeg.err = jpeg_std_error(&manager);
+	jpeg_create_compress(&jpeg);
+	jpeg_mem_dest(&jpeg, &p, &n);
+	jpeg.image_width = JPEG_WIDTH;
+	jpeg.image_height = JPEG_HEIGHT;
+	jpeg.input_components = components;
+	jpeg.in_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
+	jpeg_set_defaults(&jpeg);
+	jpeg_set_quality(&jpeg, 97, TRUE);
+	if (progressive)
+		jpeg_simple_progression(&jpeg);
+	jpeg_start_compress(&jpeg, TRUE);
+	if (orientation)
+		jpeg_write_marker(&jpeg, JPEG_APP0 + 1, exif, sizeof exif);
+	for (uint32_t y = 0; y < JPEG_HEIGHT; y++) {
+		uint8_t line[JPEG_WIDTH * 4], *row = line;
+		for (uint32_t x = 0; x < JPEG_WIDTH; x++)
+			for (int c = 0; c < components; c++) /* inks inverted, as Adobe writes them; no black */
+				line[x * (uint32_t)components + (uint32_t)c] = c == 3 ? 255 : smooth_value(x, y, c);
+		jpeg_write_scanlines(&jpeg, &row, 1);
+	}
+	jpeg_finish_compress(&jpeg);
+	jpeg_destroy_compress(&jpeg);
+	out->n = 0;
+	if (buf_add(out, p, n, &e))
+		abort();
+	free(p);
+}
+
+/* The largest difference from the smooth picture at 1/reduction of its size. */
+static int jpeg_distance(const struct pixels *p, int components, uint32_t reduction)
+{
+	int worst_seen = p->width * reduction == JPEG_WIDTH && p->height * reduction == JPEG_HEIGHT ? 0 : 999;
+	for (uint32_t y = 0; worst_seen < 999 && y < p->height; y++)
+		for (uint32_t x = 0; x < p->width; x++)
+			for (int c = 0; c < 3; c++) {
+				uint32_t u = x * reduction + reduction / 2, v = y * reduction + reduction / 2;
+				int d = abs(p->rgb[3 * (y * p->width + x) + (uint32_t)c] - smooth_value(u, v, components == 1 ? 0 : c));
+				worst_seen = d > worst_seen ? d : worst_seen;
+			}
+	return worst_seen;
+}
+
+static void test_jpeg(void)
+{
+	struct buf file = {0};
+	struct pixels p = {0}, turned = {0};
+	/* Quality 97 with halved chroma keeps this gradient within a few values. */
+	for (int components = 1; components <= 4; components += components == 1 ? 2 : 1) {
+		struct error e = {0};
+		encode_jpeg(&file, components, 0, components == 3);
+		CHECK(image_decode(&p, file.p, file.n, &defaults, "t", &e) == 0 && jpeg_distance(&p, components, 1) <= 6, "JPEG of %d components: %s, off by %d",
+		      components, e.text, jpeg_distance(&p, components, 1));
+	}
+	static const uint32_t reductions[][2] = {{0, 1}, {33, 1}, {32, 2}, {17, 2}, {16, 4}, {8, 8}, {1, 8}};
+	encode_jpeg(&file, 3, 0, false);
+	for (size_t i = 0; i < ARRAY_LEN(reductions); i++) {
+		struct error e = {0};
+		struct image_options o = IMAGE_DEFAULTS;
+		o.least_side = reductions[i][0];
+		/* A reduced pixel lies up to 3/2 of the gradient's step beside where it is compared. */
+		CHECK(image_decode(&p, file.p, file.n, &o, "t", &e) == 0 && jpeg_distance(&p, 3, reductions[i][1]) <= 8, "JPEG for a side of %u at 1/%u, off by %d",
+		      reductions[i][0], reductions[i][1], jpeg_distance(&p, 3, reductions[i][1]));
+	}
+	for (int o = 1; o <= 8; o++) {
+		struct error e = {0};
+		encode_jpeg(&file, 3, 0, false);
+		bool good = image_decode(&turned, file.p, file.n, &defaults, "t", &e) == 0 && image_orient(&turned, o, &e) == 0;
+		encode_jpeg(&file, 3, o, false);
+		good = good && image_decode(&p, file.p, file.n, &defaults, "t", &e) == 0 && p.width == turned.width &&
+		       memcmp(p.rgb, turned.rgb, 3 * JPEG_WIDTH * JPEG_HEIGHT) == 0;
+		CHECK(good, "EXIF orientation %d of a JPEG is honoured: %s", o, e.text);
+	}
+	int accepted = 0;
+	for (size_t n = 0; n < file.n; n++) {
+		struct error e = {0};
+		uint8_t *exact = malloc(n + 1);
+		memcpy(exact, file.p, n);
+		accepted += image_decode(&p, exact, n, &defaults, "t", &e) == 0;
+		free(exact);
+	}
+	CHECK(accepted == 0, "a JPEG cut at any byte is refused (%d were not)", accepted);
+	for (int i = 0; i < 3000; i++) {
+		struct error e = {0};
+		size_t at = noise() % file.n;
+		uint8_t kept = file.p[at];
+		file.p[at] = (uint8_t)noise();
+		image_decode(&p, file.p, file.n, &defaults, "t", &e);
+		file.p[at] = kept;
+	}
+	buf_free(&file);
+	image_free(&p);
+	image_free(&turned);
+}
+#endif
 
 /* ---- PNM ---- */
 
@@ -528,6 +647,9 @@ int main(void)
 	test_png_kinds();
 	test_png_round_trip();
 	test_hostile_png();
+#if HAVE_JPEG
+	test_jpeg();
+#endif
 	test_pnm();
 	test_colours();
 	test_orientation();
