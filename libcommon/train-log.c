@@ -122,11 +122,12 @@ static void log_means(struct train_run *r, double lr, double norm)
 	set_real(j, "", "lr", lr);
 	set_real(j, "", "grad_norm", norm);
 	set_real(j, "", "seconds", trained_seconds(r));
-	set_real(j, "", "records_per_second", records_rate(r, l->updates, now - l->line_began));
+	set_real(j, "", "records_per_second", records_rate(r, l->updates, now - l->line_began - l->aside));
 	put_line(l, j);
 	l->sums.n = 0;
 	l->updates = 0;
 	l->line_began = now;
+	l->aside = 0;
 }
 
 static void tell(struct train_run *r, double loss)

@@ -15,6 +15,7 @@ struct train_log {
 	struct metrics sums;  /* since the last line of the log */
 	int64_t updates;      /* in sums */
 	double line_began;    /* seconds_now */
+	double aside;         /* seconds since then spent on evaluations and checkpoints */
 	double told;          /* when the last line for -v was printed */
 	double mean, variance; /* of the loss, exponential, for spikes */
 	int64_t watched, spike_told;

@@ -130,11 +130,23 @@ static json_t *lineage_json(const struct header *h)
 	return list;
 }
 
+/* The shortest decimal that is this float: 0.9, not 0.899999976. */
+static double decimal(float x)
+{
+	char text[32];
+	for (int digits = 1; digits <= 9; digits++) {
+		snprintf(text, sizeof text, "%.*g", digits, (double)x);
+		if (strtof(text, NULL) == x)
+			break;
+	}
+	return strtod(text, NULL);
+}
+
 static json_t *optimizer_json(const struct trainee *t)
 {
-	return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:i}", "beta1", t->beta1, "beta2", t->beta2, "eps", t->eps, "decay",
-	                 t->decay, "v_max", t->v_max, "clip", t->clip, "average_decay", t->average_decay, "average_every",
-	                 t->average_every);
+	return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:i}", "beta1", decimal(t->beta1), "beta2", decimal(t->beta2), "eps",
+	                 decimal(t->eps), "decay", decimal(t->decay), "v_max", decimal(t->v_max), "clip", decimal(t->clip),
+	                 "average_decay", decimal(t->average_decay), "average_every", t->average_every);
 }
 
 /* The step sizes of a few updates stand for the schedule, which only the model knows. */
@@ -245,6 +257,7 @@ int train_checkpoint(struct train_run *r, struct error *e)
 	if (save(r, meta, parts, ARRAY_LEN(parts) - !r->best.known, e))
 		return -1;
 	r->saved_step = r->step;
+	r->log.aside += seconds_now() - began;
 	note(2, "%s: saved step %lld in %.1f s", r->o->output, (long long)r->step, seconds_now() - began);
 	return 0;
 }

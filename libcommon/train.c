@@ -130,6 +130,7 @@ static int preview(struct train_run *r, struct error *e)
 static int evaluate(struct train_run *r, struct error *e)
 {
 	struct metrics m = {0};
+	double began = seconds_now();
 	bool swap = train_averages(r->t);
 	if (swap)
 		params_swap_average(r->p);
@@ -138,6 +139,7 @@ static int evaluate(struct train_run *r, struct error *e)
 		result = preview(r, e);
 	if (swap)
 		params_swap_average(r->p);
+	r->log.aside += seconds_now() - began;
 	if (result)
 		return result;
 	r->eval_due = false;
@@ -307,6 +309,8 @@ static void release(struct train_run *r)
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e)
 {
 	struct train_run r = {.t = t, .o = o, .p = t->params, .data = data, .lock = -1, .saved_step = -1};
+	if (o->dry_run) /* a trainer that did not plan before */
+		return train_plan(t, o, t->params->ops, t->params->dev, e) < 0 ? e->status : STATUS_OK;
 	signals_defer();
 	int found = prepare(&r, argc, argv, e);
 	int status = found < 0 ? -1 : found == 2 ? STATUS_OK : run(&r, e);
