@@ -10,10 +10,14 @@
 struct isa {
 	int mr, nr;
 	void (*tile)(float *c, size_t ldc, const float *a, const float *b, size_t k, int add);
-	void (*pack_a)(float *out, const void *x, enum dtype t, size_t across, size_t along, int rows, size_t k);
-	void (*pack_b)(float *out, const void *x, enum dtype t, size_t across, size_t along, int rows, size_t k);
+	void (*pack_a)(float *out, const void *x, enum dtype t, size_t across, size_t along, size_t n, size_t k);
+	void (*pack_b)(float *out, const void *x, enum dtype t, size_t across, size_t along, size_t n, size_t k);
 };
 
+/* Vectors of the packing loops, the same for every instruction set. */
+typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float vec2 __attribute__((vector_size(8), aligned(4), may_alias));
 #define ISA plain
 #define TARGET
 #define LANES 4
@@ -61,8 +65,9 @@ struct plan {
 	size_t mb, nb;       /* block of the result; multiples of mr, nr */
 	size_t rows, cols;   /* number of blocks */
 	size_t block_floats; /* per thread: A block, result block, and a panel of B */
+	size_t panels;       /* of nr columns */
 	int shared;          /* B is packed before, for all */
-	float *packed_b;     /* [panels of nr][k, nr] */
+	float *packed_b;     /* [blocks of k][panels][K_BLOCK or the rest, nr] */
 	float *blocks;       /* [threads][block_floats] */
 };
 
@@ -91,19 +96,30 @@ static struct plan make_plan(const struct dev *d, const struct gemm *g)
 		p.nb = round_up(p.nb / 2, nr);
 	p.rows = (g->m + p.mb - 1) / p.mb;
 	p.cols = (g->n + p.nb - 1) / p.nb;
+	p.panels = (g->n + nr - 1) / nr;
 	p.shared = p.rows > 1;
 	p.block_floats = round_up(p.mb * K_BLOCK + p.mb * p.nb + K_BLOCK * nr, 16);
 	return p;
 }
 
-/* Columns j..j+nb-1 of B, panel by panel, all of k. */
-static void pack_all_b(const struct dev *d, const struct plan *p, const struct gemm *g, size_t panels)
+/* Where panel q of the k block that starts at k lies, kb deep. */
+static float *packed_panel(const struct plan *p, size_t q, size_t k, size_t kb)
 {
-	size_t nr = (size_t)p->isa->nr;
+	return p->packed_b + (k * p->panels + q * kb) * (size_t)p->isa->nr;
+}
+
+static void pack_all_b(const struct dev *d, const struct plan *p, const struct gemm *g)
+{
+	/* Rows are read in long runs where they can be, in many tasks where not. */
+	const size_t group = g->b.across == 1 ? 16 : 2, nr = (size_t)p->isa->nr;
+	size_t groups = (p->panels + group - 1) / group, deep = (g->k + K_BLOCK - 1) / K_BLOCK;
 #pragma omp parallel for num_threads(d->threads) schedule(static)
-	for (size_t q = 0; q < panels; q++)
-		p->isa->pack_b(p->packed_b + q * nr * g->k, at_const(g->b.p, g->b.type, q * nr * g->b.across), g->b.type,
-			       g->b.across, g->b.along, (int)at_most(nr, g->n - q * nr), g->k);
+	for (size_t task = 0; task < groups * deep; task++) {
+		size_t k = task / groups * K_BLOCK, q = task % groups * group, kb = at_most(K_BLOCK, g->k - k);
+		p->isa->pack_b(packed_panel(p, q, k, kb),
+			       at_const(g->b.p, g->b.type, q * nr * g->b.across + k * g->b.along), g->b.type, g->b.across,
+			       g->b.along, at_most(group * nr, g->n - q * nr), kb);
+	}
 }
 
 /* out = one block row of the result: + bias, ReLU, then stored in the result's type. */
@@ -134,16 +150,15 @@ static void multiply_block(const struct plan *p, const struct gemm *g, float *wo
 		memset(c, 0, p->mb * p->nb * sizeof *c);
 	for (size_t k = 0; k < g->k; k += K_BLOCK) {
 		size_t kb = at_most(K_BLOCK, g->k - k);
-		for (size_t q = 0; q < m; q += mr)
-			isa->pack_a(a + q * kb, at_const(g->a.p, g->a.type, (i + q) * g->a.across + k * g->a.along), g->a.type,
-				    g->a.across, g->a.along, (int)at_most(mr, m - q), kb);
+		isa->pack_a(a, at_const(g->a.p, g->a.type, i * g->a.across + k * g->a.along), g->a.type, g->a.across,
+			    g->a.along, m, kb);
 		for (size_t r = 0; r < n; r += nr) {
-			const float *b = p->packed_b + (j + r) * g->k + k * nr;
-			if (!p->shared) {
+			const float *b = panel;
+			if (p->shared)
+				b = packed_panel(p, (j + r) / nr, k, kb);
+			else
 				isa->pack_b(panel, at_const(g->b.p, g->b.type, (j + r) * g->b.across + k * g->b.along),
-					    g->b.type, g->b.across, g->b.along, (int)at_most(nr, n - r), kb);
-				b = panel;
-			}
+					    g->b.type, g->b.across, g->b.along, at_most(nr, n - r), kb);
 			for (size_t q = 0; q < m; q += mr)
 				isa->tile(c + q * ldc + r, ldc, a + q * kb, b, kb, k > 0);
 		}
@@ -155,13 +170,13 @@ static void multiply_block(const struct plan *p, const struct gemm *g, float *wo
 static int multiply(struct dev *d, const char *op, const struct gemm *g)
 {
 	struct plan p = make_plan(d, g);
-	size_t nr = (size_t)p.isa->nr, panels = (g->n + nr - 1) / nr, blocks = p.rows * p.cols;
+	size_t blocks = p.rows * p.cols;
 	p.blocks = cpu_scratch(d, op, (size_t)d->threads * p.block_floats * sizeof(float));
-	p.packed_b = p.shared ? cpu_scratch(d, op, panels * nr * g->k * sizeof(float)) : p.blocks;
+	p.packed_b = p.shared ? cpu_scratch(d, op, p.panels * (size_t)p.isa->nr * g->k * sizeof(float)) : p.blocks;
 	if (!p.blocks || !p.packed_b)
 		return -1;
 	if (p.shared)
-		pack_all_b(d, &p, g, panels);
+		pack_all_b(d, &p, g);
 #pragma omp parallel for num_threads(d->threads) schedule(dynamic, 1)
 	for (size_t q = 0; q < blocks; q++) {
 		size_t i = q / p.cols * p.mb, j = q % p.cols * p.nb;
