@@ -138,6 +138,13 @@ static void cpu_flags(char *out, size_t n)
 		cpuinfo_line("Features", out, n); /* Arm */
 }
 
+int cpu_has(const char *flag)
+{
+	char flags[8192];
+	cpu_flags(flags, sizeof flags);
+	return has_word(flags, flag);
+}
+
 /* ---- entries ---- */
 
 int cpu_count(void)
@@ -148,9 +155,7 @@ int cpu_count(void)
 enum dtype cpu_preferred(int index)
 {
 	/* The references convert bf16 at every load: only a library with bf16 instructions gains. */
-	char flags[8192];
-	cpu_flags(flags, sizeof flags);
-	if (HAVE_ONEDNN && (has_word(flags, "amx_bf16") || has_word(flags, "avx512_bf16") || has_word(flags, "bf16")))
+	if (HAVE_ONEDNN && (cpu_has("amx_bf16") || cpu_has("avx512_bf16") || cpu_has("bf16")))
 		return DT_BF16;
 	return DT_F32;
 }

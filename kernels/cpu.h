@@ -50,6 +50,9 @@ static inline int cpu_thread(void)
 #endif
 }
 
+/* Does /proc/cpuinfo list this instruction set ("avx2", "amx_bf16")? */
+int cpu_has(const char *flag);
+
 /* Keep the first failure for sync(). */
 void cpu_fail(struct dev *d, const char *op, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
@@ -92,8 +95,10 @@ OPS_ENTRIES(OPS_DECLARE)
 /* The table of references alone, without oneDNN: what overriding entries are tested against. */
 const struct ops *cpu_reference_ops(void);
 
-/* dnnl.c: replace the entries that oneDNN does better. */
+/* dnnl.c: replace the entries that oneDNN does better; all: also those in which it is faster but does not keep
+ * a row's bits (f32 linear), for tests and measurements. */
 void dnnl_override(struct ops *o);
+void dnnl_override_all(struct ops *o);
 /* dnnl.c: append "; oneDNN 2.6.3 (avx2)" to a description. */
 void dnnl_describe(char *out, size_t n);
 
