@@ -570,11 +570,17 @@ static void linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void
 	(call_type(d, flags) == DT_F32 ? cpu_linear_bwd : dnnl_linear_bwd)(d, dx, dw, db, dy, x, w, rows, in, out, flags);
 }
 
+static void dnnl_linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows,
+				 int in, int out, int exact)
+{
+	dnnl_linear_fwd(d, u, x, w, b, rows, in, out, 0);
+	cpu_gelu_fwd(d, y, u, rows * (size_t)out, exact);
+}
+
 static void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows, int in,
 			    int out, int exact)
 {
-	linear_fwd(d, u, x, w, b, rows, in, out, 0);
-	cpu_gelu_fwd(d, y, u, rows * (size_t)out, exact);
+	(d->type == DT_F32 ? cpu_linear_gelu_fwd : dnnl_linear_gelu_fwd)(d, y, u, x, w, b, rows, in, out, exact);
 }
 
 void dnnl_override(struct ops *o)
@@ -591,6 +597,7 @@ void dnnl_override_all(struct ops *o)
 	dnnl_override(o);
 	o->linear_fwd = dnnl_linear_fwd;
 	o->linear_bwd = dnnl_linear_bwd;
+	o->linear_gelu_fwd = dnnl_linear_gelu_fwd;
 }
 
 void dnnl_describe(char *out, size_t n)
