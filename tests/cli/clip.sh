@@ -1,0 +1,75 @@
+#!/bin/sh
+# clip.sh - clip-train and clip-rank: learns eight coloured squares, ranks them, and refuses what does not fit.
+set -u
+failed=0
+bad() { echo "clip.sh: $*"; failed=1; }
+
+# square FILE R G B (octal): a 16x16 picture of one colour
+square() {
+	pixel="\\$2\\$3\\$4"
+	row=
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do row=$row$pixel; done
+	{
+		printf 'P6\n16 16\n255\n'
+		for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do printf "$row"; done
+	} > "$1"
+}
+square red.ppm 377 000 000
+square green.ppm 000 377 000
+square blue.ppm 000 000 377
+square white.ppm 377 377 377
+square black.ppm 000 000 000
+square yellow.ppm 377 377 000
+square pink.ppm 377 200 300
+square grey.ppm 200 200 200
+for c in red green blue white black yellow pink grey; do printf '%s.ppm\ta %s square\n' $c $c; done > pairs.tsv
+cut -f2 pairs.tsv | bpe-train -k 280 -q -o words.bpe || bad "bpe-train"
+img-pack -s 16 pairs.tsv | bpe-encode -m words.bpe -o all.pix || bad "packing"
+
+# Learning: every caption finds its picture.
+clip-train -x tiny -b 8 -n 60 --shift 0 -d cpu -o clip.safetensors all.pix 2>err || bad "clip-train: $(cat err)"
+clip-rank -m clip.safetensors --retrieval all.pix > table || bad "retrieval"
+[ "$(awk '$1 == "caption" { print $4 }' table)" = 100.0 ] || bad "captions do not find their pictures: $(cat table)"
+
+# Ranking: all pictures under one caption; the right one must come first.
+cut -f1 pairs.tsv | sed "s/\$/	a blue square/" > asked.tsv
+img-pack -s 16 asked.tsv | bpe-encode -m words.bpe > asked.pix
+clip-rank -m clip.safetensors asked.pix > ranked.pix || bad "ranking"
+[ "$(tok-dump --fields key ranked.pix | head -n 1)" = '{"key":"blue"}' ] || bad "first is $(tok-dump --fields key ranked.pix | head -n 1)"
+tok-dump --fields score ranked.pix | tr -dc '0-9.\n-' | sort -rnc || bad "not best first"
+[ "$(clip-rank -m clip.safetensors -k 3 asked.pix | tok-dump | wc -l)" -eq 3 ] || bad "-k 3"
+[ "$(clip-rank -m clip.safetensors --no-sort asked.pix | tok-dump --fields key)" = "$(tok-dump --fields key asked.pix)" ] || bad "--no-sort changed the order"
+[ "$(clip-rank -m clip.safetensors --min-score 1 asked.pix | tok-dump | wc -l)" -eq 0 ] || bad "--min-score"
+
+# One by one and together: the same scores.
+clip-rank -m clip.safetensors -p f32 -b 1 -j 1 asked.pix | tok-dump > one
+clip-rank -m clip.safetensors -p f32 -b 8 asked.pix | tok-dump > eight
+cmp -s one eight || bad "scores depend on the batch"
+
+# refused STATUS TEXT COMMAND...: one line with TEXT, that status, no output file
+refused() {
+	want=$1 text=$2
+	shift 2
+	"$@" -o refused.out > out 2> err
+	status=$?
+	[ $status -eq "$want" ] || bad "$* gave $status, expected $want: $(cat err)"
+	[ "$(wc -l < err)" -eq 1 ] || bad "$*: message is not one line: $(cat err)"
+	grep -q -- "$text" err || bad "$*: '$(cat err)' does not say '$text'"
+	[ ! -e refused.out ] || bad "$* left an output"
+}
+printf 'zebra zebra\n' | bpe-train -k 260 -q -o other.bpe
+img-pack -s 16 pairs.tsv | bpe-encode -m other.bpe > other.pix
+img-pack -s 24 pairs.tsv | bpe-encode -m words.bpe > large.pix
+img-pack -s 16 pairs.tsv > untold.pix
+cut -f2 pairs.tsv | bpe-encode -m words.bpe > blind.tok
+head -c 300 all.pix > cut.pix
+refused 3 'vocabulary' clip-rank -m clip.safetensors other.pix
+refused 3 '24x24' clip-rank -m clip.safetensors large.pix
+refused 3 'text' clip-rank -m clip.safetensors untold.pix
+refused 3 'pixels' clip-rank -m clip.safetensors blind.tok
+refused 3 '' clip-rank -m clip.safetensors cut.pix
+refused 3 '' clip-rank -m words.bpe all.pix
+refused 3 'text' clip-train -x tiny -n 1 untold.pix
+refused 3 'squares' clip-train -x tiny -n 1 blind.tok
+refused 2 'preset' clip-train -x nonsense -n 1 all.pix
+exit $failed
