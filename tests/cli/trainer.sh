@@ -1,0 +1,80 @@
+#!/bin/sh
+# trainer.sh - what every trainer does, shown with dvae-train: stop and resume to the same bytes, a full disk, a second
+# run on the same file, refusals, --dry-run.
+fails=0
+fail() {
+	echo "trainer: $*"
+	fails=$((fails + 1))
+}
+
+# 40 pictures; their bytes stay below 128, which every awk can print
+LC_ALL=C awk 'BEGIN {
+	for (i = 0; i < 40; i++) {
+		name = "p" i ".ppm"
+		printf "P6 16 16 255\n" > name
+		for (k = 0; k < 256; k++)
+			printf "%c%c%c", 1 + i * 3, 1 + k % 16 * 7, 1 + (k * i) % 120 > name
+		close(name)
+		print name "\tpicture " i
+	}
+}' > pairs.tsv
+img-pack -q -s 16 -o data pairs.tsv || fail "img-pack"
+
+common="-q -x tiny -b 8 -j 1 -n 60"
+train() { # OUTPUT OPTION...
+	out=$1
+	shift
+	dvae-train $common -o "$out" "$@" data
+}
+
+train whole.safetensors || fail "uninterrupted run"
+# the same run, killed after its checkpoints
+dvae-train $common -o killed.safetensors --save-every 2 data > /dev/null 2>&1 &
+pid=$!
+while [ ! -e killed.safetensors ] && kill -0 $pid 2> /dev/null; do
+	sleep 0.02
+done
+kill -9 $pid 2> /dev/null
+wait $pid 2> /dev/null
+train killed.safetensors --save-every 2 || fail "run after kill -9"
+tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
+[ "$(tensors whole.safetensors)" = "$(tensors killed.safetensors)" ] || fail "kill -9 and resume: other weights"
+ls | grep -q 'tmp-\|lock' && fail "left behind: $(ls)"
+
+# asked to stop: saves, 75, continues
+dvae-train $common -o stopped.safetensors --log log.jsonl data &
+pid=$!
+while [ ! -s log.jsonl ] && kill -0 $pid 2> /dev/null; do
+	sleep 0.02
+done
+kill -TERM $pid 2> /dev/null
+wait $pid
+status=$?
+# a fast machine may have finished before the signal
+[ $status -eq 75 ] || [ $status -eq 0 ] || fail "SIGTERM: status $status"
+if [ $status -eq 75 ]; then
+	model-info -s stopped.safetensors | grep -q '^unfinished   step = ' || fail "SIGTERM: no state saved"
+	train stopped.safetensors || fail "continue after SIGTERM"
+fi
+[ "$(tensors whole.safetensors)" = "$(tensors stopped.safetensors)" ] || fail "SIGTERM and resume: other weights"
+
+# complete: says so, computes nothing
+dvae-train -x tiny -b 8 -j 1 -n 60 -o whole.safetensors data 2> err || fail "complete run again"
+grep -q 'already complete' err || fail "complete: said '$(cat err)'"
+# another run: refused, named
+train whole.safetensors -s 7 2> err
+[ $? -eq 3 ] && grep -q 'seed is 1, not 7.*--restart' err || fail "other seed: $(cat err)"
+dvae-train -q -x tiny -b 8 -j 1 -n 61 -o whole.safetensors data 2> err
+[ $? -eq 3 ] && grep -q 'steps is 60, not 61.*--restart' err || fail "other steps: $(cat err)"
+
+# a disk that is full: status 4, the old file intact, nothing else left
+cp whole.safetensors before
+(ulimit -f 8; train whole.safetensors -s 7 --restart 2> err)
+[ $? -eq 4 ] || fail "full disk: status not 4: $(cat err)"
+cmp -s before whole.safetensors || fail "full disk: the old file changed"
+ls | grep -q 'tmp-\|lock' && fail "full disk: left behind: $(ls)"
+
+train plan.safetensors --dry-run > plan || fail "--dry-run"
+grep -q '^parameters ' plan && grep -q '^total on device ' plan || fail "--dry-run: $(cat plan)"
+[ ! -e plan.safetensors ] || fail "--dry-run wrote a file"
+exit $((fails > 0))
