@@ -261,27 +261,29 @@ static int put_indices(struct clip *m, struct error *e)
 	return r;
 }
 
-static int build(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
-                 bool training, struct error *e)
+int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
+              bool training, struct error *e)
 {
 	*m = (struct clip){.config = *c, .ops = ops, .dev = dev, .batch = batch, .training = training};
+	m->params.ops = ops; /* the stacks' layouts ask it for the device's type */
+	m->params.dev = dev;
 	if (check_config(c, e))
 		return -1;
 	m->buf = mem_zero(1, sizeof *m->buf, e);
-	if (!m->buf || image_rows(m, e) || text_rows(m, e) || params_build(&m->params, ops, dev, training, e))
+	if (!m->buf || image_rows(m, e) || text_rows(m, e))
 		return -1;
 	arena_plan(&m->arena);
 	layout(m, &m->arena);
-	if (arena_alloc(&m->arena, ops, dev, "CLIP activations", e))
+	return 0;
+}
+
+int clip_build(struct clip *m, struct error *e)
+{
+	if (params_build(&m->params, m->ops, m->dev, m->training, e) ||
+	    arena_alloc(&m->arena, m->ops, m->dev, "CLIP activations", e))
 		return -1;
 	layout(m, &m->arena);
 	return put_indices(m, e);
-}
-
-int clip_new(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
-             struct error *e)
-{
-	return build(m, c, ops, dev, batch, true, e);
 }
 
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e)
@@ -292,7 +294,7 @@ int clip_load(struct clip *m, const char *path, const struct ops *ops, struct de
 	if (!w)
 		return -1;
 	int r = weights_need_kind(w, "clip", e) || config_from_json(&c, weights_config(w), path, e) ||
-	        build(m, &c, ops, dev, batch, false, e) || params_load(&m->params, BLOCK_W, w, "", e);
+	        clip_plan(m, &c, ops, dev, batch, false, e) || clip_build(m, e) || params_load(&m->params, BLOCK_W, w, "", e);
 	if (!r) {
 		const char *id = weights_meta(w, "dalle.id"), *text = weights_meta(w, "dalle.text_id");
 		snprintf(m->id, sizeof m->id, "%s", id ? id : "");

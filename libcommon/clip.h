@@ -53,9 +53,12 @@ struct clip {
 
 /* Rows of the preset table: "tiny", "small", "vit-b-32".  STATUS_USAGE for another name. */
 int clip_preset(const char *name, struct clip_config *c, struct error *e);
-/* A new model for training on pairs of up to `batch` at a time; its weights are params_init's (H5) or params_load's. */
-int clip_new(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
-             struct error *e);
+/* A new model for training on pairs of up to `batch` at a time, in two steps: clip_plan describes the weights and counts
+ * the activations (arena_bytes) without taking device memory, clip_build takes it.  The weights are then params_init's
+ * (H5) or params_load's. */
+int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
+              bool training, struct error *e);
+int clip_build(struct clip *m, struct error *e);
 /* Our model file for inference. */
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);

@@ -149,12 +149,6 @@ static int set_choice(const struct opt *o, const char *value, struct error *e)
 	return fail(e, STATUS_USAGE, "'%s' is not one of %s", value, o->arg);
 }
 
-/* A bound of the table as an integer: 2^63 as a double is one more than INT64_MAX. */
-static int64_t whole(double bound)
-{
-	return bound >= 0x1p63 ? INT64_MAX : bound <= -0x1p63 ? INT64_MIN : (int64_t)bound;
-}
-
 static int set_option(const struct opt *o, const char *value, struct error *e)
 {
 	switch (o->kind) {

@@ -94,7 +94,7 @@ static void test_golden(int precision, double bound)
 	struct metrics metrics = {0};
 	const struct train_step step = {.step = 0, .steps = 1, .seed = 1, .part = 0, .parts = 1};
 	CHECK(device_open(&run, &ops, &dev, &e) == 0, "device: %s", e.text);
-	CHECK(clip_new(&m, &config, ops, dev, BATCH, &e) == 0 && clip_trainer_init(&t, &m, &e) == 0, "model: %s", e.text);
+	CHECK(clip_plan(&m, &config, ops, dev, BATCH, true, &e) == 0 && clip_build(&m, &e) == 0 && clip_trainer_init(&t, &m, &e) == 0, "model: %s", e.text);
 	CHECK(params_load(&m.params, BLOCK_W, golden, "", &e) == 0, "weights: %s", e.text);
 	params_refresh(&m.params);
 	memset(rec, 0, sizeof rec);
@@ -136,7 +136,7 @@ static void test_refusals(void)
 	device_open(&run, &ops, &dev, &e);
 	c = config;
 	c.patch = 3;
-	CHECK(clip_new(&m, &c, ops, dev, 2, &e) && e.status == STATUS_BAD, "a patch that does not divide the side is refused");
+	CHECK(clip_plan(&m, &c, ops, dev, 2, true, &e) && e.status == STATUS_BAD, "a patch that does not divide the side is refused");
 	clip_free(&m);
 	e = (struct error){0};
 	CHECK(clip_load(&m, golden_path, ops, dev, 2, &e) && e.status == STATUS_BAD,

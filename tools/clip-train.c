@@ -44,22 +44,29 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 	return 0;
 }
 
+static void fill_trainer(struct clip_trainer *t, struct clip *m, const struct header *h)
+{
+	snprintf(m->text_id, sizeof m->text_id, "%s", h->text.id);
+	t->seed = (uint64_t)train.seed;
+	t->max_shift = (int)(shift < 0 ? config.size / 16 : shift);
+	if (train.lr > 0)
+		t->lr = train.lr;
+	if (train.warmup >= 0)
+		t->warmup = train.warmup;
+}
+
 static int train_model(struct loader *data, const struct ops *ops, struct dev *dev, int argc, char **argv, struct error *e)
 {
 	struct clip model = {0};
 	struct clip_trainer trainer = {0};
-	struct trainee trainee;
-	int status = STATUS_FAIL;
-	if (clip_new(&model, &config, ops, dev, (int)run.batch, e) == 0 &&
-	    clip_trainer_init(&trainer, &model, e) == 0) {
-		snprintf(model.text_id, sizeof model.text_id, "%s", loader_header(data)->text.id);
-		trainer.seed = (uint64_t)train.seed;
-		trainer.max_shift = (int)(shift < 0 ? config.size / 16 : shift);
-		trainer.lr = train.lr > 0 ? train.lr : config.lr;
-		trainer.warmup = train.warmup >= 0 ? train.warmup : config.warmup;
+	struct trainee trainee = {0};
+	int status = STATUS_OK;
+	if (clip_plan(&model, &config, ops, dev, (int)run.batch, true, e) == 0 && clip_trainer_init(&trainer, &model, e) == 0) {
+		fill_trainer(&trainer, &model, loader_header(data));
 		clip_trainee(&trainer, &trainee);
 		trainee.config = clip_config_json(&config);
-		status = train_run(&trainee, &train, data, argc, argv, e);
+		if (train_plan(&trainee, &train, ops, dev, e) == 0 && clip_build(&model, e) == 0)
+			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
 	}
 	clip_trainer_free(&trainer);
