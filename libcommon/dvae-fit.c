@@ -133,61 +133,6 @@ int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pa
 	return device_check(d->ops, d->dev, e);
 }
 
-/* ---- first logits ---- */
-
-/* Mean of each code's logit, and the deviation of all logits around their code's mean. */
-static double logit_moments(double *mean, const float *logits, size_t rows, size_t K)
-{
-	double squares = 0;
-	for (size_t k = 0; k < K; k++)
-		mean[k] = 0;
-	for (size_t i = 0; i < rows * K; i++)
-		mean[i % K] += logits[i] / (double)rows;
-	for (size_t i = 0; i < rows * K; i++)
-		squares += (logits[i] - mean[i % K]) * (logits[i] - mean[i % K]);
-	return sqrt(squares / (double)(rows * K));
-}
-
-static int rescale(struct dvae *d, double *mean, double factor, struct error *e)
-{
-	struct param *w = d->enc_out.w, *b = d->enc_out.b;
-	float *v = mem_alloc(w->n + b->n, sizeof *v, e);
-	if (!v)
-		return -1;
-	float *bias = v + w->n;
-	d->ops->get(d->dev, v, w->w, w->n * sizeof *v);
-	d->ops->get(d->dev, bias, b->w, b->n * sizeof *v);
-	for (size_t i = 0; i < w->n; i++)
-		v[i] *= (float)factor;
-	for (size_t k = 0; k < b->n; k++)
-		bias[k] = (float)((bias[k] - mean[k]) * factor);
-	d->ops->put(d->dev, w->w, v, w->n * sizeof *v);
-	d->ops->put(d->dev, b->w, bias, b->n * sizeof *v);
-	free(v);
-	return device_check(d->ops, d->dev, e);
-}
-
-int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double deviation, struct error *e)
-{
-	size_t rows = tokens_of(d, n), K = (size_t)d->config.codes;
-	float *logits = mem_alloc(rows * K, sizeof *logits, e);
-	double *mean = mem_alloc(K, sizeof *mean, e);
-	int status = logits && mean ? 0 : -1;
-	if (!status) {
-		d->ops->put(d->dev, d->rgb, rgb, 3 * pixels_of(d, n));
-		dvae_forward_encoder(d, n);
-		d->ops->get(d->dev, logits, d->logits, rows * K * sizeof *logits);
-		status = device_check(d->ops, d->dev, e);
-	}
-	if (!status) {
-		double spread = logit_moments(mean, logits, rows, K);
-		status = rescale(d, mean, spread > 1e-12 ? deviation / spread : 1, e);
-	}
-	free(logits);
-	free(mean);
-	return status;
-}
-
 /* ---- schedules ---- */
 
 double dvae_schedule_at(double start, double end, double span, const struct train_step *s)
@@ -218,7 +163,8 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	};
 	if (dvae_fill_batch(f, s, batch, n, e))
 		return -1;
-	if (s->step == 0 && s->part == 0 && f->o.calibrate > 0 && dvae_calibrate(f->d, f->rgb, n, f->o.calibrate, e))
+	if (s->step == 0 && s->part == 0 && f->o.calibrate > 0 && 
+	    dvae_calibrate(f->d, f->rgb, n, f->o.calibrate, s->seed, e))
 		return -1;
 	if (dvae_loss_and_gradients(f->d, f->rgb, n, &p, &l, e) || code_use_add(&f->trained, f->d, n, e))
 		return -1;

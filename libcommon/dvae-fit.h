@@ -20,7 +20,7 @@ struct dvae_fit_options {
 	struct dvae_schedule schedule;
 	enum dvae_augment augment;
 	double usage_bonus;
-	double calibrate;    /* standard deviation of the first logits, see dvae_calibrate; 0: leave them */
+	double calibrate;    /* entropy of the first posteriors in nats, see dvae_calibrate; 0: leave them to chance */
 	const char *preview; /* PNG file of originals over reconstructions, rewritten after each evaluation; NULL: none */
 };
 
@@ -54,8 +54,10 @@ int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const str
  * kl: nats per token.  Either array may be NULL.  Leaves hard reconstructions in rgb_out (n,S,S,3) when not NULL. */
 int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, double *distortion, double *kl,
                  uint8_t *rgb_out, struct error *e);
-/* Shift and scale the encoder's last convolution so that over these pictures each code's logit has mean 0 and the
- * logits have this standard deviation. */
-int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double deviation, struct error *e);
+/* Start the codebook from data instead of chance, in dvae-start.c: K of the encoder's output vectors over these n
+ * pictures, far from each other, become prototypes; the encoder's last convolution gives minus their squared
+ * distance, scaled so that the posterior has this entropy in nats, and the decoder's first gets a random projection
+ * of them.  Every code then means something from the first update on. */
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double entropy, uint64_t seed, struct error *e);
 
 #endif

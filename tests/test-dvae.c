@@ -297,7 +297,7 @@ static void test_batches(void)
 	move_biases(dvae_params(one));
 	move_biases(dvae_params(many));
 	move_biases(dvae_params(trained));
-	dvae_calibrate(many, rgb, N, 1, &e);
+	dvae_calibrate(many, rgb, N, 0.5, 3, &e);
 	copy_weights(one, many);
 	copy_weights(trained, many);
 	CHECK(dvae_encode(many, codes, rgb, N, &e) == 0, "encode: %s", e.text);
@@ -340,24 +340,23 @@ static void test_missing(void)
 	dvae_free(d);
 }
 
+/* Codes that start from data: all of them in use, and posteriors as sharp as asked for. */
 static void test_calibration(void)
 {
-	enum { N = 8 };
+	enum { N = 8, ROWS = N * 16, K = 32 };
 	struct dvae *d = make(&dvae_preset("tiny")->config, BOTH | DVAE_TRAINING, f32, N);
 	uint8_t *rgb = pictures(N, 16);
-	enum { ROWS = N * 16, K = 32 };
-	static float logits[ROWS * K];
-	double mean = 0, squares = 0;
-	CHECK(dvae_calibrate(d, rgb, N, 2, &e) == 0, "%s", e.text);
-	ops->put(f32, d->rgb, rgb, N * 16 * 16 * 3);
-	dvae_forward_encoder(d, N);
-	ops->get(f32, logits, d->logits, sizeof logits);
-	for (int i = 0; i < ROWS; i++)
-		mean += logits[i * K + 5] / ROWS;
-	for (int i = 0; i < ROWS * K; i++)
-		squares += logits[i] * logits[i] / (ROWS * K);
-	CHECK(fabs(mean) < 1e-4 && fabs(sqrt(squares) - 2) < 1e-3, "calibrated logits: mean %g of a code, spread %g", mean,
-	      sqrt(squares));
+	struct dvae_pass hard = {0};
+	struct code_use u = {0};
+	double kl[N], mean = 0;
+	CHECK(dvae_calibrate(d, rgb, N, 1.5, 1, &e) == 0, "%s", e.text);
+	CHECK(dvae_measure(d, rgb, N, &hard, NULL, kl, NULL, &e) == 0, "%s", e.text);
+	CHECK(code_use_init(&u, d, 0, &e) == 0 && code_use_add(&u, d, N, &e) == 0, "%s", e.text);
+	for (int i = 0; i < N; i++)
+		mean += (log(K) - kl[i]) / N;
+	CHECK(fabs(mean - 1.5) < 1e-3, "posteriors have %g nats, 1.5 were asked for", mean);
+	CHECK(code_use_count(&u) == K, "%g of %d codes in use at the start", code_use_count(&u), K);
+	code_use_free(&u);
 	free(rgb);
 	dvae_free(d);
 }

@@ -32,7 +32,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "tau-steps", &fit.schedule.tau_span, 0, 1e12, "X", "updates of that schedule, up to 1: share of all"),
 	OPT_REAL(0, "average", &fit.schedule.average_decay, 0, 0.999999, "X", "decay of the averaged weights"),
 	OPT_REAL(0, "usage-bonus", &fit.usage_bonus, 0, 1e3, "X", "weight of the mean code distribution's entropy, fading out"),
-	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X", "spread of the first batch's logits, 0 to leave it to chance"),
+	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X", "start the codebook from data, posteriors of X nats; 0 from chance"),
 	OPT_CHOICE(0, "augment", &augment, DVAE_AUGMENTS, "what is done to the pictures"),
 	OPT_STRING(0, "preview", &fit.preview, "FILE", "PNG of originals over reconstructions, after each evaluation"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Golden values of the discrete VAE, by an implementation that shares nothing with the C one: PyTorch's convolutions,
+autograd, and the recipe's definitions.  Writes dvae-stem1.safetensors and dvae-stem2.safetensors beside this script:
+the weights ("w." + name), the pictures ("rgb"), loss, distortion and kl ("loss"), the relaxed code ("z"), the decoder's
+output ("out") and every gradient ("g." + name).  Run again only when the definition changes:
+    python3 make_dvae.py          (torch 1.13 and numpy, Debian's python3-torch)
+"""
+import json
+import math
+import os
+import struct
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+torch.set_default_dtype(torch.float64)
+
+
+def philox_unit(seed, index, step, purpose):
+    """One uniform number: Philox4x32-10 of counter (index lo, index hi, step, purpose)."""
+    mask = 0xFFFFFFFF
+    c = [index & mask, index >> 32 & mask, step, purpose]
+    k0, k1 = seed & mask, seed >> 32 & mask
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k0, p1 & mask, (p0 >> 32) ^ c[3] ^ k1, p0 & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return ((c[0] >> 9) + 0.5) / 8388608.0
+
+
+class Model:
+    def __init__(self, size, stem, hidden, initial, groups, blocks, codes, kernel, gain, seed):
+        self.__dict__.update(locals())
+        self.rng = np.random.default_rng(seed)
+        self.p = {}
+
+    def conv(self, name, x, out, k):
+        n_in = x.shape[1]
+        if name + ".w" not in self.p:
+            w = self.rng.normal(0, 1 / math.sqrt(n_in * k * k), (out, n_in, k, k))
+            b = self.rng.normal(0, 0.2, out)
+            for suffix, v in ((".w", w), (".b", b)):
+                # what the C program will read is f32
+                self.p[name + suffix] = torch.tensor(v.astype(np.float32).astype(np.float64), requires_grad=True)
+        return F.conv2d(x, self.p[name + ".w"], self.p[name + ".b"], padding=k // 2)
+
+    def block(self, name, x, out, kernels):
+        y = x
+        for i, k in enumerate(kernels):
+            y = self.conv(f"{name}.res_path.conv_{i + 1}", F.relu(y), out // 4 if i < 3 else out, k)
+        same = x if x.shape[1] == out else self.conv(f"{name}.id_path", x, out, 1)
+        return same + self.gain * y
+
+    def encode(self, x):
+        h = self.conv("encoder.blocks.input", F.pixel_unshuffle(x, self.stem), self.hidden, self.kernel)
+        for g in range(self.groups):
+            for b in range(self.blocks):
+                h = self.block(f"encoder.blocks.group_{g + 1}.block_{b + 1}", h, self.hidden * 2**g, (3, 3, 3, 1))
+            if g + 1 < self.groups:
+                h = F.max_pool2d(h, 2)
+        return self.conv("encoder.blocks.output.conv", F.relu(h), self.codes, 1)
+
+    def decode(self, z):
+        h = self.conv("decoder.blocks.input", z, self.initial, 1)
+        for g in range(self.groups):
+            for b in range(self.blocks):
+                width = self.hidden * 2 ** (self.groups - 1 - g)
+                h = self.block(f"decoder.blocks.group_{g + 1}.block_{b + 1}", h, width, (1, 3, 3, 3))
+            if g + 1 < self.groups:
+                h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return F.pixel_shuffle(self.conv("decoder.blocks.output.conv", F.relu(h), 6 * self.stem**2, 1), self.stem)
+
+
+def write(path, tensors):
+    table, data = {}, b""
+    for name, v in tensors.items():
+        raw = np.ascontiguousarray(v, dtype="<f4").tobytes()
+        table[name] = {"dtype": "F32", "shape": list(v.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(head)) + head + data)
+
+
+def make(path, n, tau, beta, seed, step, **config):
+    m = Model(seed=seed, **config)
+    S, K = m.size, m.codes
+    rgb = m.rng.integers(0, 256, (n, S, S, 3))
+    x = torch.tensor(rgb.transpose(0, 3, 1, 2) * (0.8 / 255) + 0.1)
+    logits = m.encode(x)
+    rows = logits.permute(0, 2, 3, 1).reshape(-1, K)
+    u = np.array([philox_unit(seed, i, step, 2) for i in range(rows.numel())]).reshape(rows.shape)
+    z = F.softmax((rows - torch.log(-torch.log(torch.tensor(u)))) / tau, dim=1)
+    G = logits.shape[2]
+    out = m.decode(z.reshape(n, G, G, K).permute(0, 3, 1, 2))
+    mu, ln_b = out[:, :3], out[:, 3:]
+    ln_f = -math.log(2) - ln_b - torch.log(x) - torch.log(1 - x) - (torch.logit(x) - mu).abs() / torch.exp(ln_b)
+    q = F.softmax(rows, dim=1)
+    kl = (q * (torch.log(q) + math.log(K))).sum(1).mean()
+    distortion = -ln_f.mean()
+    loss = distortion + beta * G * G / (3 * S * S) * kl
+    loss.backward()
+    tensors = {"rgb": rgb, "loss": np.array([loss.item(), distortion.item(), kl.item()]), "z": z.detach().numpy(),
+               "out": out.detach().permute(0, 2, 3, 1).numpy()}
+    for name, v in m.p.items():
+        tensors["w." + name] = v.detach().numpy()
+        tensors["g." + name] = v.grad.numpy()
+    write(path, tensors)
+
+
+if __name__ == "__main__":
+    here = os.path.dirname(os.path.abspath(__file__))
+    make(os.path.join(here, "dvae-stem1.safetensors"), n=2, tau=0.7, beta=6.6, seed=11, step=4, size=8, stem=1, hidden=8,
+         initial=6, groups=2, blocks=2, codes=11, kernel=7, gain=1 / 16)
+    make(os.path.join(here, "dvae-stem2.safetensors"), n=3, tau=0.5, beta=3.3, seed=12, step=5, size=16, stem=2, hidden=8,
+         initial=5, groups=3, blocks=1, codes=13, kernel=3, gain=0.4)
