@@ -15,8 +15,8 @@ const char *program_name = "dalle-tools";
 int verbosity;
 volatile sig_atomic_t stop_requested;
 
-/* Temporary files to unlink from the signal handler.  Few outputs are open at once. */
-static char *volatile unfinished[16];
+/* Temporary files to unlink from the signal handler.  tok-shuf has the most, 65. */
+static char *volatile unfinished[128];
 
 /* ---- errors and messages ---- */
 
