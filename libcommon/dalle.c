@@ -269,7 +269,8 @@ static void state_indices(const struct dalle *d, const struct dalle_item *item, 
 	for (int i = 0; i < DALLE_TABLES; i++)
 		row[i] = -1;
 	if (p >= 0) {
-		row[TABLE_IMAGE] = p ? (int32_t)item->image[p - 1] : d->c.image_vocab;
+		bool hidden = p && item->hidden && item->hidden[p - 1];
+		row[TABLE_IMAGE] = hidden ? -1 : p ? (int32_t)item->image[p - 1] : d->c.image_vocab;
 		row[TABLE_ROW] = p / d->c.grid_w;
 		row[TABLE_COLUMN] = p % d->c.grid_w;
 	} else if (state <= L) {

@@ -24,6 +24,7 @@
 struct dalle_item {
 	const uint32_t *text, *image;
 	size_t text_n;
+	const uint8_t *hidden; /* (N_I) nonzero: this image token is not shown to the states after it; NULL: all are */
 };
 
 struct dalle_loss {

@@ -12,7 +12,8 @@ int dalle_fit_start(struct dalle_fit *f, struct error *e)
 	size_t B = (size_t)f->recipe.batch;
 	f->items = mem_zero(B, sizeof *f->items, e);
 	f->texts = mem_zero(B, sizeof *f->texts, e);
-	if (!f->items || !f->texts)
+	f->hidden = mem_zero(B, (size_t)dalle_image_length(&f->d->c), e);
+	if (!f->items || !f->texts || !f->hidden)
 		return -1;
 	if (f->bpe && !(f->coder = bpe_coder_new(f->bpe, e)))
 		return -1;
@@ -25,6 +26,7 @@ void dalle_fit_free(struct dalle_fit *f)
 		free(f->texts[i].v);
 	free(f->texts);
 	free(f->items);
+	free(f->hidden);
 	if (f->coder)
 		bpe_coder_free(f->coder);
 }
@@ -58,6 +60,15 @@ static double step_size(const void *model, const struct train_step *s)
 	return lr;
 }
 
+static void hide_tokens(struct dalle_fit *f, uint64_t seed, uint64_t place, int i)
+{
+	int N = dalle_image_length(&f->d->c);
+	uint8_t *hidden = f->hidden + (size_t)i * (size_t)N;
+	for (int p = 0; p < N; p++)
+		hidden[p] = rng_unit(seed, RNG_DROPOUT, 0, place * (uint64_t)N + (uint64_t)p) < f->token_dropout;
+	f->items[i].hidden = hidden;
+}
+
 /* One record as an item; tokens stay the record's or go into texts[i]. */
 static int make_item(struct dalle_fit *f, const struct train_step *s, const struct record *r, int i, struct error *e)
 {
@@ -68,6 +79,8 @@ static int make_item(struct dalle_fit *f, const struct train_step *s, const stru
 	if (!s)
 		return 0;
 	uint64_t place = ((uint64_t)s->step * (uint64_t)s->parts + (uint64_t)s->part) * (uint64_t)f->recipe.batch + (uint64_t)i;
+	if (f->token_dropout > 0)
+		hide_tokens(f, s->seed, place, i);
 	if (f->caption_dropout > 0 && rng_unit(s->seed, RNG_CAPTION, 0, place) < f->caption_dropout) {
 		item->text_n = 0;
 		return 0;

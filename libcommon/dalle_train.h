@@ -14,6 +14,7 @@ struct dalle_fit {
 	struct dalle_recipe recipe;
 	const char *file;         /* training data, for messages */
 	double caption_dropout;   /* share of captions replaced by the empty one, so that guidance has its other half */
+	double token_dropout;     /* share of image tokens hidden from the states after them, against overfitting of small data */
 	struct bpe *bpe;          /* NULL: no BPE dropout */
 	int64_t halve_at[DALLE_MAX_HALVINGS]; /* updates at which the step size is halved, ascending (C23, J12) */
 	int halvings;
@@ -21,6 +22,7 @@ struct dalle_fit {
 	struct bpe_coder *coder;
 	struct dalle_item *items; /* (batch) */
 	struct tokens *texts;     /* (batch) captions encoded with dropout */
+	uint8_t *hidden;          /* (batch, N_I) */
 };
 
 /* Take host memory for batches of recipe.batch; then fill a trainee for train_run.  Evaluation is without dropout:

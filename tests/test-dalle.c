@@ -188,7 +188,7 @@ static void check_golden(enum dtype type, bool recompute, double bound, double t
 	params_zero_grad(&d.params);
 	size_t n0, n2, ni;
 	uint32_t *t0 = golden_tokens("in.text0", &n0), *t2 = golden_tokens("in.text2", &n2), *z = golden_tokens("in.image", &ni);
-	struct dalle_item items[3] = {{t0, z, n0}, {t0, z + 12, 0}, {t2, z + 24, n2}};
+	struct dalle_item items[3] = {{t0, z, n0, NULL}, {t0, z + 12, 0, NULL}, {t2, z + 24, n2, NULL}};
 	struct dalle_loss l;
 	need(dalle_likelihood(&d, items, 3, true, 1, &l, &err), "golden step");
 	size_t n;
@@ -253,7 +253,7 @@ static void check_differences(struct dev *dev, int mask, int layers, int k, bool
 	uint32_t text[12], image[45];
 	fill_tokens(text, 12, 9, 1);
 	fill_tokens(image, 45, 7, 2);
-	struct dalle_item items[3] = {{text, image, 2}, {text + 4, image + 15, 4}, {text + 8, image + 30, 3}};
+	struct dalle_item items[3] = {{text, image, 2, NULL}, {text + 4, image + 15, 4, NULL}, {text + 8, image + 30, 3, NULL}};
 	struct dalle_loss l;
 	params_zero_grad(&d.params);
 	need(dalle_likelihood(&d, items, 3, true, 1, &l, &err), "step");
@@ -284,6 +284,27 @@ static void check_differences(struct dev *dev, int mask, int layers, int k, bool
 	dalle_free(&d);
 }
 
+/* A hidden token is one that the loss after it cannot depend on, and is predicted as before. */
+static void check_hidden(struct dev *dev)
+{
+	struct dalle d;
+	struct dalle_config c = dalle_preset_find("tiny")->config;
+	uint32_t text[3] = {1, 2, 3}, image[3][16];
+	uint8_t hidden[16] = {0};
+	hidden[4] = 1;
+	fill_tokens(image[0], 16, 64, 2);
+	memcpy(image[1], image[0], sizeof image[0]);
+	image[1][4] ^= 1;
+	struct dalle_item items[4] = {{text, image[0], 3, hidden}, {text, image[1], 3, hidden}, {text, image[0], 3, NULL}, {text, image[1], 3, NULL}};
+	struct dalle_loss l;
+	new_model(&d, dev, &c, false, false);
+	need(dalle_plan(&d, 4, false, &err) || dalle_likelihood(&d, items, 4, false, 1, &l, &err), "likelihood");
+	const float *a = d.host_nll + 128; /* the text rows are padded to 128 */
+	CHECK(memcmp(a, a + 16, 16) == 0 && a[4] != a[16 + 4] && memcmp(a + 5, a + 16 + 5, 44) == 0, "a hidden token changes its own loss only");
+	CHECK(memcmp(a + 32 + 5, a + 48 + 5, 44) != 0 && memcmp(a, a + 32, 20) == 0, "a shown token changes what follows it");
+	dalle_free(&d);
+}
+
 static void check_recompute(enum dtype type)
 {
 	struct dev *dev = open_dev(type);
@@ -291,7 +312,7 @@ static void check_recompute(enum dtype type)
 	uint32_t text[20], image[48];
 	fill_tokens(text, 20, 256, 1);
 	fill_tokens(image, 48, 64, 2);
-	struct dalle_item items[3] = {{text, image, 12}, {text + 3, image + 16, 1}, {text + 5, image + 32, 15}};
+	struct dalle_item items[3] = {{text, image, 12, NULL}, {text + 3, image + 16, 1, NULL}, {text + 5, image + 32, 15, NULL}};
 	float *g[2];
 	size_t n = 0;
 	for (int r = 0; r < 2; r++) {
@@ -443,7 +464,7 @@ static void check_overfit(struct dev *dev)
 	for (int i = 0; i < 8; i++) {
 		fill_tokens(text[i], 4, 256, (uint64_t)i + 1);
 		fill_tokens(image[i], 16, 64, (uint64_t)i + 100);
-		items[i] = (struct dalle_item){text[i], image[i], 4};
+		items[i] = (struct dalle_item){text[i], image[i], 4, NULL};
 		need(tokens_set(&records[i].text, text[i], 4, &err), "record");
 		jobs[i] = (struct sample_job){&records[i], 0, drawn[i]};
 	}
@@ -484,6 +505,7 @@ int main(void)
 	check_differences(dev, DALLE_MASK_PAPER, 4, 3, false);
 	check_differences(dev, DALLE_MASK_PAPER, 2, 5, true);
 	check_differences(dev, DALLE_MASK_DENSE, 2, 3, false);
+	check_hidden(dev);
 	check_recompute(DT_F32);
 	check_recompute(DT_BF16);
 	check_sampler(dev);

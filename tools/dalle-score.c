@@ -56,7 +56,7 @@ static int flush(struct work *w, struct error *e)
 
 static void add(struct work *w, struct record *r, const struct record *caption)
 {
-	w->items[w->n] = (struct dalle_item){caption->text.v, r->image.v, caption->text.n};
+	w->items[w->n] = (struct dalle_item){.text = caption->text.v, .text_n = caption->text.n, .image = r->image.v};
 	w->records[w->n++] = r;
 }
 

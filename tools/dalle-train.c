@@ -9,7 +9,7 @@ static struct train_options train = TRAIN_DEFAULTS;
 static struct run_options run = RUN_DEFAULTS(1);
 static const char *preset = "small", *vocabulary, *halvings;
 static int64_t layers, width, heads, conv_k, text_length, average_every, memory = 1 << 30;
-static double caption_dropout;
+static double caption_dropout, token_dropout;
 static struct dalle_preset model;
 static bool recompute, centred;
 
@@ -27,6 +27,7 @@ static const struct opt options[] = {
 	OPT_STRING(0, "bpe", &vocabulary, "VOCAB", "vocabulary file: encode captions anew each time, with dropout"),
 	OPT_REAL(0, "bpe-dropout", &model.recipe.bpe_dropout, 0, 1, "P", "share of merges skipped with --bpe"),
 	OPT_REAL(0, "caption-dropout", &caption_dropout, 0, 1, "P", "share of captions replaced by the empty one, for --guidance"),
+	OPT_REAL(0, "token-dropout", &token_dropout, 0, 1, "P", "share of image tokens hidden from what follows them, against overfitting"),
 	OPT_REAL(0, "lr-end", &model.recipe.lr_end, 0, 1, "X", "end of the cosine, as a share of the peak step size"),
 	OPT_STRING(0, "halve-at", &halvings, "LIST", "halve the step size at these updates (N,N,...) instead of the cosine"),
 	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
@@ -108,6 +109,7 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 		return fail(e, STATUS_LIMIT, "out of memory");
 	f->recipe = model.recipe;
 	f->caption_dropout = caption_dropout;
+	f->token_dropout = token_dropout;
 	uint64_t bytes = 0;
 	int r = dalle_parse_halvings(f, halvings, e) || open_vocabulary(f, h, e) ||
 	        dalle_describe(f->d, &model.config, model.recipe.init, recompute, e) || dalle_fit_start(f, e);
