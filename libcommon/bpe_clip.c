@@ -1,4 +1,371 @@
+/* bpe_clip.c - vocabularies of published CLIP models (`vocab.json` and `merges.txt`) and the
+ * words that they are made for: white space is one space, text is lower-cased, words are
+ *
+ *	's 't 're 've 'm 'll 'd | letters | one number | a run of anything else but spaces
+ *
+ * each symbol of a word is a byte, the last one carries a mark ("</w>").  Bytes are spelled
+ * as printable characters in the files.  Left out, as rare in captions: composition (NFC) and
+ * HTML entities; names of the end tokens inside a text are text, so a caption cannot forge them. */
 #include "bpe_private.h"
-struct bpe *bpe_open_clip(const char *folder, struct error *e) { fail(e, STATUS_BAD, "%s: is a folder", folder); return NULL; }
-int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e) { return buf_set(out, text, n, e); }
-size_t clip_word(const uint8_t *text, size_t n, size_t *skip) { *skip = 0; return n; }
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct code_range {
+	uint32_t first, last;
+};
+struct lower_row {
+	uint32_t first, last, step;
+	int32_t difference;
+};
+#include "unicode_tables.h"
+
+enum { MAX_JSON = 1 << 26, NOT_UTF8 = 0x110000 };
+#define MARK "</w>"
+#define OPENING "<|startoftext|>"
+#define CLOSING "<|endoftext|>"
+
+/* ---- Unicode ---- */
+
+/* The code point at p and its length; a byte that begins none is NOT_UTF8 of length 1. */
+static uint32_t decode_utf8(const uint8_t *p, size_t n, size_t *length)
+{
+	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+	size_t k = p[0] < 0x80 ? 1 : p[0] >> 5 == 6 ? 2 : p[0] >> 4 == 14 ? 3 : p[0] >> 3 == 30 ? 4 : 0;
+	uint32_t c = k == 1 ? p[0] : k ? p[0] & (0x7Fu >> k) : NOT_UTF8;
+	*length = 1;
+	if (k == 0 || k > n)
+		return NOT_UTF8;
+	for (size_t i = 1; i < k; i++) {
+		if (p[i] >> 6 != 2)
+			return NOT_UTF8;
+		c = c << 6 | (p[i] & 0x3F);
+	}
+	if (c < least[k] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000))
+		return NOT_UTF8;
+	*length = k;
+	return c;
+}
+
+static size_t encode_utf8(uint8_t out[4], uint32_t c)
+{
+	if (c < 0x80) {
+		out[0] = (uint8_t)c;
+		return 1;
+	}
+	size_t k = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+	for (size_t i = k; i-- > 1; c >>= 6)
+		out[i] = (uint8_t)(0x80 | (c & 0x3F));
+	out[0] = (uint8_t)(0xF00u >> k | c);
+	return k;
+}
+
+static bool in_ranges(const struct code_range *r, size_t n, uint32_t c)
+{
+	size_t low = 0;
+	while (low < n) {
+		size_t mid = (low + n) / 2;
+		if (c > r[mid].last)
+			low = mid + 1;
+		else if (c < r[mid].first)
+			n = mid;
+		else
+			return true;
+	}
+	return false;
+}
+
+static uint32_t lower_case(uint32_t c)
+{
+	size_t low = 0, high = ARRAY_LEN(lower_rows);
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+		const struct lower_row *r = &lower_rows[mid];
+		if (c > r->last)
+			low = mid + 1;
+		else if (c < r->first)
+			high = mid;
+		else
+			return (c - r->first) % r->step ? c : (uint32_t)((int64_t)c + r->difference);
+	}
+	return c;
+}
+
+static bool is_space(uint32_t c)
+{
+	return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+	       (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+enum kind { SPACE, LETTER, NUMBER, OTHER };
+
+static enum kind kind_of(uint32_t c)
+{
+	if (is_space(c))
+		return SPACE;
+	if (c < 0x80) {
+		bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+		return letter ? LETTER : c >= '0' && c <= '9' ? NUMBER : OTHER;
+	}
+	if (in_ranges(letter_ranges, ARRAY_LEN(letter_ranges), c))
+		return LETTER;
+	return in_ranges(number_ranges, ARRAY_LEN(number_ranges), c) ? NUMBER : OTHER;
+}
+
+/* ---- words ---- */
+
+int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e)
+{
+	const uint8_t *p = text;
+	bool space = false;
+	/* No lower-case letter takes more than one byte more than its capital, which has two. */
+	if (buf_set(out, "", 0, e) || buf_reserve(out, n + n / 2 + 8, e))
+		return -1;
+	for (size_t i = 0, length; i < n; i += length) {
+		uint32_t c = decode_utf8(p + i, n - i, &length);
+		if (is_space(c)) {
+			space = true;
+			continue;
+		}
+		if (space)
+			out->p[out->n++] = ' ';
+		space = false;
+		if (c == NOT_UTF8)
+			out->p[out->n++] = p[i];
+		else if (c == 0x130) /* the one capital whose lower case is two: i and a dot above */
+			out->n += (size_t)(memcpy(out->p + out->n, "i\xCC\x87", 3) ? 3 : 0);
+		else
+			out->n += encode_utf8(out->p + out->n, lower_case(c));
+	}
+	out->p[out->n] = 0;
+	return 0;
+}
+
+static size_t contraction(const uint8_t *p, size_t n)
+{
+	static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+	for (size_t i = 0; i < ARRAY_LEN(endings); i++) {
+		size_t length = strlen(endings[i]);
+		if (length <= n && memcmp(p, endings[i], length) == 0)
+			return length;
+	}
+	return 0;
+}
+
+size_t clip_word(const uint8_t *text, size_t n, size_t *skip)
+{
+	size_t i = 0, length;
+	while (i < n && text[i] == ' ')
+		i++;
+	*skip = i;
+	if (i == n)
+		return 0;
+	size_t short_word = contraction(text + i, n - i), start = i;
+	if (short_word)
+		return short_word;
+	enum kind kind = kind_of(decode_utf8(text + i, n - i, &length));
+	i += length;
+	while (kind != NUMBER && i < n && kind_of(decode_utf8(text + i, n - i, &length)) == kind)
+		i += length;
+	return i - start;
+}
+
+/* ---- files ---- */
+
+/* Bytes that print stand for themselves as code points, the others for 256, 257, ... */
+static bool prints(int c)
+{
+	return (c >= 33 && c <= 126) || (c >= 161 && c <= 172) || c >= 174;
+}
+
+struct clip_files {
+	char names[2][4096];
+	json_t *vocabulary;  /* text -> id */
+	const char **tokens; /* (size): id -> text, owned by vocabulary */
+	uint32_t size;
+	struct buf json, merges;
+	uint32_t spelling[256]; /* byte -> code point */
+	int16_t byte[512];      /* code point -> byte, -1 */
+};
+
+static void spell_bytes(struct clip_files *f)
+{
+	uint32_t next = 256;
+	memset(f->byte, 0xFF, sizeof f->byte);
+	for (int c = 0; c < 256; c++) {
+		f->spelling[c] = prints(c) ? (uint32_t)c : next++;
+		f->byte[f->spelling[c]] = (int16_t)c;
+	}
+}
+
+static uint32_t find_token(const struct clip_files *f, const char *text)
+{
+	json_t *id = json_object_get(f->vocabulary, text);
+	return id ? (uint32_t)json_integer_value(id) : BPE_NONE;
+}
+
+/* Every number from 0 to size - 1 once. */
+static int index_tokens(struct clip_files *f, struct error *e)
+{
+	const char *name = f->names[0], *text;
+	json_t *id;
+	size_t n = json_object_size(f->vocabulary);
+	if (n == 0 || n > BPE_MAX_SIZE)
+		return fail(e, STATUS_BAD, "%s: expected an object with 1 to %d tokens", name, BPE_MAX_SIZE);
+	f->size = (uint32_t)n;
+	if (!(f->tokens = mem_zero(n, sizeof *f->tokens, e)))
+		return -1;
+	json_object_foreach(f->vocabulary, text, id) {
+		json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
+		if (v < 0 || (size_t)v >= n || f->tokens[v])
+			return fail(e, STATUS_BAD, "%s: the id of '%.64s' is not a number of its own below %zu", name, text, n);
+		f->tokens[v] = text;
+	}
+	return 0;
+}
+
+/* The bytes of a token into out (room for strlen(text) + 1), its mark as a space; -1 when it
+ * is no spelling. */
+static int64_t token_bytes(const struct clip_files *f, const char *text, uint8_t *out)
+{
+	size_t n = strlen(text), mark = strlen(MARK), count = 0, length;
+	if (strcmp(text, OPENING) == 0 || strcmp(text, CLOSING) == 0)
+		return 0;
+	bool marked = n > mark && strcmp(text + n - mark, MARK) == 0;
+	n -= marked ? mark : 0;
+	for (size_t i = 0; i < n; i += length) {
+		uint32_t c = decode_utf8((const uint8_t *)text + i, n - i, &length);
+		if (c >= ARRAY_LEN(f->byte) || f->byte[c] < 0)
+			return -1;
+		out[count++] = (uint8_t)f->byte[c];
+	}
+	if (marked)
+		out[count++] = ' ';
+	return (int64_t)count;
+}
+
+static int add_tokens(struct clip_files *f, struct bpe *b, struct error *e)
+{
+	for (uint32_t id = 0; id < f->size; id++) {
+		struct buf text = {0};
+		if (buf_reserve(&text, strlen(f->tokens[id]) + 1, e))
+			return -1;
+		int64_t n = token_bytes(f, f->tokens[id], text.p);
+		if (n >= 0)
+			bpe_add_token(b, text.p, (size_t)n);
+		buf_free(&text);
+		if (n < 0)
+			return fail(e, STATUS_BAD, "%s: token %u, '%.64s', does not spell bytes", f->names[0], id, f->tokens[id]);
+	}
+	b->opening = find_token(f, OPENING);
+	b->closing = find_token(f, CLOSING);
+	if (b->opening == BPE_NONE || b->closing == BPE_NONE)
+		return fail(e, STATUS_BAD, "%s: expected the tokens " OPENING " and " CLOSING, f->names[0]);
+	for (int c = 0; c < 256; c++) {
+		char symbol[16] = {0};
+		size_t n = encode_utf8((uint8_t *)symbol, f->spelling[c]);
+		b->inner[c] = find_token(f, symbol);
+		memcpy(symbol + n, MARK, sizeof MARK);
+		b->last[c] = find_token(f, symbol);
+		if (b->inner[c] == BPE_NONE || b->last[c] == BPE_NONE)
+			return fail(e, STATUS_BAD, "%s: expected a token for byte %d, and one with " MARK, f->names[0], c);
+		b->fold[c] = (uint8_t)c; /* clip_normalise has folded already */
+	}
+	return 0;
+}
+
+/* One line "LEFT RIGHT", NUL-terminated. */
+static int add_merge(const struct clip_files *f, struct bpe *b, char *line, size_t number, struct error *e)
+{
+	char *space = strchr(line, ' ');
+	uint32_t left, right, made;
+	if (!space || space == line || !space[1] || strchr(space + 1, ' '))
+		return fail(e, STATUS_BAD, "%s: line %zu: expected two tokens", f->names[1], number);
+	right = find_token(f, space + 1);
+	*space = 0;
+	left = find_token(f, line);
+	memmove(space, space + 1, strlen(space + 1) + 1);
+	made = find_token(f, line);
+	if (left == BPE_NONE || right == BPE_NONE || made == BPE_NONE)
+		return fail(e, STATUS_BAD, "%s: line %zu: a token that %s does not have", f->names[1], number, f->names[0]);
+	if (bpe_add_merge(b, left, right, made))
+		return fail(e, STATUS_BAD, "%s: line %zu: merged before", f->names[1], number);
+	return 0;
+}
+
+static int add_merges(struct clip_files *f, struct bpe *b, struct error *e)
+{
+	char *p = (char *)f->merges.p;
+	if (strlen(p) != f->merges.n)
+		return fail(e, STATUS_BAD, "%s: holds NUL bytes, expected text", f->names[1]);
+	for (size_t number = 1; *p; number++) {
+		char *end = strchrnul(p, '\n'), *next = *end ? end + 1 : end;
+		*end = 0;
+		if (end > p && end[-1] == '\r')
+			end[-1] = 0;
+		if (*p && strncmp(p, "#version", 8) != 0 && add_merge(f, b, p, number, e))
+			return -1;
+		p = next;
+	}
+	return 0;
+}
+
+static int read_files(struct clip_files *f, const char *folder, struct error *e)
+{
+	static const char *const names[] = {"vocab.json", "merges.txt"};
+	for (int i = 0; i < 2; i++)
+		if ((size_t)snprintf(f->names[i], sizeof f->names[i], "%s/%s", folder, names[i]) >= sizeof f->names[i])
+			return fail(e, STATUS_FAIL, "%s: the name is too long", folder);
+	if (read_file(f->names[0], MAX_JSON, &f->json, e) || read_file(f->names[1], MAX_JSON, &f->merges, e) ||
+		buf_add(&f->merges, "", 0, e))
+		return -1;
+	json_error_t why;
+	f->vocabulary = json_loadb((const char *)f->json.p, f->json.n, JSON_REJECT_DUPLICATES, &why);
+	if (!f->vocabulary)
+		return fail(e, STATUS_BAD, "%s: line %d: %s", f->names[0], why.line, why.text);
+	return json_is_object(f->vocabulary) ? 0 : fail(e, STATUS_BAD, "%s: expected an object", f->names[0]);
+}
+
+static size_t count_lines(const struct buf *b)
+{
+	size_t n = 1;
+	for (size_t i = 0; i < b->n; i++)
+		n += b->p[i] == '\n';
+	return n;
+}
+
+static struct bpe *load(struct clip_files *f, const char *folder, struct error *e)
+{
+	spell_bytes(f);
+	if (read_files(f, folder, e) || index_tokens(f, e))
+		return NULL;
+	size_t bytes = 0;
+	for (uint32_t id = 0; id < f->size; id++)
+		bytes += strlen(f->tokens[id]);
+	size_t lines = count_lines(&f->merges);
+	if (lines > BPE_MAX_SIZE) {
+		fail(e, STATUS_BAD, "%s: %zu lines, expected at most %d", f->names[1], lines, BPE_MAX_SIZE);
+		return NULL;
+	}
+	struct bpe *b = bpe_new(BPE_CLIP, (uint32_t)lines, f->size, bytes + 1, e);
+	if (b && (add_tokens(f, b, e) || add_merges(f, b, e) || bpe_seal(b, e))) {
+		bpe_close(b);
+		return NULL;
+	}
+	return b;
+}
+
+struct bpe *bpe_open_clip(const char *folder, struct error *e)
+{
+	struct clip_files *f = mem_zero(1, sizeof *f, e);
+	if (!f)
+		return NULL;
+	struct bpe *b = load(f, folder, e);
+	json_decref(f->vocabulary);
+	free(f->tokens);
+	buf_free(&f->json);
+	buf_free(&f->merges);
+	free(f);
+	return b;
+}

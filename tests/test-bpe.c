@@ -546,6 +546,64 @@ static void test_damage(void)
 	buf_free(&v.file);
 }
 
+/* ---- CLIP ---- */
+
+/* Texts and tokens of golden/clip-bpe, line by line. */
+static void compare_clip(struct bpe *b, char *texts, char *tokens)
+{
+	struct error e = {0};
+	struct tokens t = {0};
+	struct bpe_coder *c = bpe_coder_new(b, &e);
+	int lines = 0;
+	for (char *text = texts, *next = tokens; *text; lines++) {
+		char *end = strchr(text, '\n');
+		size_t wrong = 0;
+		/* Twice: the second time the words come from the cache. */
+		for (int k = 0; k < 2; k++) {
+			bpe_encode(c, text, (size_t)(end - text), 0, 0, 0, &t, &e);
+			char *p = next;
+			for (size_t i = 0; i < t.n; i++)
+				wrong += strtoul(p, &p, 10) != t.v[i];
+			wrong += *p != '\n';
+		}
+		CHECK(wrong == 0, "CLIP: tokens of '%.*s'", (int)(end - text), text);
+		text = end + 1;
+		next = strchr(next, '\n') + 1;
+	}
+	CHECK(lines > 50 && !e.status, "CLIP: %d texts", lines);
+	CHECK(bpe_encode(c, "two faces", 9, 0, 0, 0, &t, &e) == 0 && bpe_cut(b, &t, 2) && t.n == 2 &&
+		t.v[0] == bpe_size(b) - 2 && t.v[1] == bpe_size(b) - 1, "a cut text keeps both ends");
+	bpe_coder_free(c);
+	free(t.v);
+}
+
+static void test_clip(void)
+{
+	const char *source = getenv("SRC");
+	char path[3][512];
+	struct error e = {0};
+	struct buf texts = {0}, tokens = {0}, back = {0};
+	const char *const names[] = {"", "/texts", "/tokens"};
+	for (int i = 0; i < 3; i++)
+		snprintf(path[i], sizeof path[i], "%s/tests/golden/clip-bpe%s", source ? source : ".", names[i]);
+	struct bpe *b = bpe_open(path[0], &e);
+	if (CHECK(b && read_file(path[1], 1 << 20, &texts, &e) == 0 && read_file(path[2], 1 << 20, &tokens, &e) == 0,
+		    "a CLIP vocabulary is read: %s", e.text)) {
+		compare_clip(b, (char *)texts.p, (char *)tokens.p);
+		struct tokens t = {0};
+		struct bpe_coder *c = bpe_coder_new(b, &e);
+		bpe_encode(c, " Red  Heart\xFF! ", 14, 0, 0, 0, &t, &e);
+		bpe_decode(b, t.v, t.n, &back, &e);
+		CHECK(strcmp((char *)back.p, "red heart \xFF!") == 0, "CLIP: back to '%s'", (char *)back.p);
+		bpe_coder_free(c);
+		free(t.v);
+	}
+	bpe_close(b);
+	buf_free(&texts);
+	buf_free(&tokens);
+	buf_free(&back);
+}
+
 /* ---- time ---- */
 
 static double encode_seconds(struct bpe_coder *c, const uint8_t *p, size_t n, double dropout)
@@ -609,6 +667,7 @@ int main(void)
 	test_bad_files();
 	test_doubling();
 	test_damage();
+	test_clip();
 	test_linear();
 	return check_done();
 }

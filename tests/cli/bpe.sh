@@ -100,6 +100,19 @@ refuse 4 'line 1 is longer' bpe-encode -m words.bpe -o out huge
 head -c 1000000 huge | bpe-encode -q -m words.bpe -l 1000000 | bpe-decode -m words.bpe | wc -c | grep -q '^ *1000001$' ||
 	bad "a word of a million letters"
 
+# A published CLIP model's folder: both ends are tokens, cutting keeps them.
+clip=$SRC/tests/golden/clip-bpe
+echo 'Grinning  FACE!' | bpe-encode -m "$clip" | bpe-decode -m "$clip" | grep -qx 'grinning face !' || bad "CLIP vocabulary"
+echo 'Grinning  FACE!' | bpe-encode -q -l 2 -m "$clip" | bpe-decode -m "$clip" | grep -qx '' || bad "CLIP, cut to both ends"
+mkdir broken && cp "$clip/merges.txt" broken
+refuse 1 'broken/vocab.json' bpe-encode -m broken -o out captions
+echo '{"a": 0, "b": 0}' >broken/vocab.json
+refuse 3 'vocab.json: the id' bpe-encode -m broken -o out captions
+echo '[[[' >broken/vocab.json
+refuse 3 'vocab.json: line' bpe-encode -m broken -o out captions
+cp "$clip/vocab.json" broken && echo 'a zzz' >>broken/merges.txt
+refuse 3 'merges.txt: line' bpe-encode -m broken -o out captions
+
 # Refusals.
 refuse 3 'tokens of vocabulary [0-9a-f]\{32\}, but small.bpe is [0-9a-f]\{32\}' bpe-decode -m small.bpe -o out a.tok
 refuse 3 'holds no text tokens' bpe-decode -m words.bpe -o out unknown.bare
