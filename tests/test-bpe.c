@@ -51,6 +51,7 @@ static void add_merge(struct vocabulary *v, uint32_t l, uint32_t r)
 
 static void begin_vocabulary(struct vocabulary *v)
 {
+	buf_free(&v->file);
 	memset(v, 0, sizeof *v);
 	for (int c = 1; c < 256; c++)
 		v->text[c][0] = (char)c;
@@ -244,6 +245,7 @@ static void test_empty_and_bytes(void)
 	free(t.v);
 	bpe_coder_free(c);
 	bpe_close(b);
+	buf_free(&v.file);
 }
 
 /* ---- dropout ---- */
