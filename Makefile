@@ -43,6 +43,8 @@ LIBS += $(if $(filter 1,$(JPEG)),-ljpeg)
 LIBS += $(if $(filter 1,$(ONEDNN)),-ldnnl)
 ifeq ($(OPENMP),1)
 OMP  := -fopenmp
+else
+OMP  := -Wno-unknown-pragmas
 endif
 # -ffp-contract=off in libcommon keeps image and BPE results equal over compilers; kernels may fuse.
 FLAGS := -std=gnu11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) $(OMP) $(CPPFLAGS) $(SAN)

@@ -44,8 +44,8 @@ static VINLINE void multiply_tile(int rows, float *c, size_t ldc, const float *a
 
 /* c[m, n] = or += a[m, k] b[k, n], n a multiple of PANEL; b's panels of PANEL columns lie `panel`
  * apart.  k in blocks, so that a block of b stays in the first cache for all m. */
-CLONES static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b, size_t ldb,
-                            size_t panel, size_t m, size_t n, size_t k, int add)
+CLONES static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b,
+                            size_t ldb, size_t panel, size_t m, size_t n, size_t k, int add)
 {
 	for (size_t k0 = 0; k0 < k; k0 += K_BLOCK, a += K_BLOCK * along, b += K_BLOCK * ldb) {
 		size_t kn = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
@@ -319,10 +319,9 @@ void cpu_attn_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, in
 	struct layout l = layout_make(d, B, H, D, m);
 	size_t each = round_up(fwd_floats(&l), 16), part = (size_t)H * D;
 	float *scratch = cpu_scratch(d, "attn_fwd", d->threads * each * sizeof(float));
-	if (!scratch || layout_bias(d, "attn_fwd", &l))
-		return;
-#pragma omp parallel for num_threads(d->threads)
-	for (int task = 0; task < B * H; task++) {
+	int tasks = scratch && !layout_bias(d, "attn_fwd", &l) ? B * H : 0;
+#pragma omp parallel for num_threads(d->threads) if (tasks > 1)
+	for (int task = 0; task < tasks; task++) {
 		size_t b = task / H, h = task % H;
 		struct fwd_scratch t = fwd_split(&l, scratch + cpu_thread() * each);
 		fwd_head(&t, at(y, l.type, b * l.S * part + h * D), lse + (b * H + h) * l.S,
@@ -431,10 +430,9 @@ void cpu_attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, co
 	struct layout l = layout_make(d, B, H, D, m);
 	size_t each = round_up(bwd_floats(&l), 16), part = (size_t)H * D;
 	float *scratch = cpu_scratch(d, "attn_bwd", d->threads * each * sizeof(float));
-	if (!scratch || layout_bias(d, "attn_bwd", &l))
-		return;
-#pragma omp parallel for num_threads(d->threads)
-	for (int task = 0; task < B * H; task++) {
+	int tasks = scratch && !layout_bias(d, "attn_bwd", &l) ? B * H : 0;
+#pragma omp parallel for num_threads(d->threads) if (tasks > 1)
+	for (int task = 0; task < tasks; task++) {
 		size_t b = task / H, h = task % H, in = b * l.S * 3 * part + h * D, out = b * l.S * part + h * D;
 		struct bwd_scratch t = bwd_split(&l, scratch + cpu_thread() * each);
 		bwd_head(&t, at(dqkv, l.type, in), at_const(dy, l.type, out), at_const(qkv, l.type, in),
@@ -507,11 +505,10 @@ void cpu_attn_step(struct dev *d, void *y, void *cache, const void *qkv, int B, 
 	size_t part = (size_t)H * D, S = attn_length(m), each = round_up(pos + 1 + 2 * (size_t)D, 16);
 	float *scratch = cpu_scratch(d, "attn_step", d->threads * each * sizeof(float));
 	int32_t *key = cpu_scratch(d, "attn_step", (pos + 1) * sizeof(int32_t));
-	if (!scratch || !key)
-		return;
-	struct step s = {.type = d->type, .D = D, .keys = step_keys(key, m, pos), .key = key, .stride = 2 * part};
+	struct step s = {.type = d->type, .D = D, .keys = key ? step_keys(key, m, pos) : 0, .key = key, .stride = 2 * part};
+	int tasks = scratch && key ? B * H : 0;
 #pragma omp parallel for num_threads(d->threads) if (part * B * s.keys > 65536)
-	for (int task = 0; task < B * H; task++) {
+	for (int task = 0; task < tasks; task++) {
 		size_t b = task / H, h = task % H;
 		const void *q = at_const(qkv, s.type, b * 3 * part + h * D);
 		void *own = at(cache, s.type, b * S * 2 * part + h * D);

@@ -259,5 +259,6 @@ void cpu_embed_bwd(struct dev *d, float *dtable, const float *dh, const int32_t 
 	for (int c = 0; c < C; c += COLUMNS)
 		for (size_t r = 0; r < rows; r++)
 			if (idx[r] >= 0)
-				add_row(dtable + (size_t)idx[r] * C + c, dh + r * C + c, C - c < COLUMNS ? C - c : COLUMNS);
+				add_row(dtable + (size_t)idx[r] * C + c, dh + r * C + c,
+				        C - c < COLUMNS ? C - c : COLUMNS);
 }

@@ -43,7 +43,8 @@ static void gumbel_uniform(float *z, size_t n, uint64_t seed, uint32_t step, uin
 }
 
 /* z = softmax((x + g) / tau), g = -ln(-ln u) the standard Gumbel noise. */
-CLONES static void gumbel_row(float *z, const float *x, size_t n, float tau, uint64_t seed, uint32_t step, uint64_t first)
+CLONES static void gumbel_row(float *z, const float *x, size_t n, float tau, uint64_t seed, uint32_t step,
+                              uint64_t first)
 {
 	vf m = v_set(-INFINITY), s = v_set(0);
 	gumbel_uniform(z, n, seed, step, first);
@@ -90,7 +91,8 @@ void cpu_gumbel_fwd(struct dev *d, float *z, float *kl, const float *logits, siz
 	}
 }
 
-CLONES static void gumbel_row_bwd(float *dx, const float *dz, const float *z, const float *x, size_t n, float tau, float kl_scale)
+CLONES static void gumbel_row_bwd(float *dx, const float *dz, const float *z, const float *x, size_t n, float tau,
+                                  float kl_scale)
 {
 	/* tau = 0 was a one-hot: nothing flows through it. */
 	float through = tau > 0 ? 1.0f / tau : 0;

@@ -317,7 +317,7 @@ void cpu_draw(struct dev *d, int32_t *token, const float *logits, const uint64_t
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	float *e = cpu_scratch(d, "draw", (size_t)d->threads * V * sizeof(float));
 	if (!e)
-		return;
+		rows = 0;
 	int bad = 0;
 #pragma omp parallel for num_threads(d->threads) if (rows > 1) reduction(| : bad)
 	for (size_t r = 0; r < rows; r++) {

@@ -64,7 +64,7 @@ void cpu_norm_fwd(struct dev *d, void *y, float *mean, float *rstd, const float 
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	float *buf = cpu_scratch(d, "norm_fwd", (size_t)d->threads * C * sizeof(float));
 	if (!buf)
-		return;
+		rows = 0;
 #pragma omp parallel for num_threads(d->threads) if (rows * C > SMALL)
 	for (size_t r = 0; r < rows; r++) {
 		float *out = t == DT_F32 ? (float *)y + r * C : buf + (size_t)cpu_thread() * C;
@@ -122,7 +122,7 @@ void cpu_norm_bwd(struct dev *d, float *dx, float *dw, float *db, const void *dy
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	float *buf = cpu_scratch(d, "norm_bwd", (size_t)d->threads * C * sizeof(float));
 	if (!buf)
-		return;
+		rows = 0;
 #pragma omp parallel num_threads(d->threads) if (rows * C > SMALL)
 	{
 		if (dx) {

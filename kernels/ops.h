@@ -77,7 +77,10 @@ struct adamw {
 	int64_t step;  /* 1 for the first update: bias corrections 1 - beta^step */
 };
 
-/* How a token is drawn from a row of logits. */
+/* How a token is drawn from a row of logits: softmax(logits / temperature), the top_k likeliest of
+ * it (ties: lower index first), of these the fewest likeliest whose share reaches top_p (at least
+ * one), and from what is left the first token, in index order, whose running share exceeds (u + 1/2) / 2^32.
+ * A row with NaN or +infinity is an error. */
 struct draw {
 	float temperature; /* 0: greedy (the largest logit, lowest index on ties) */
 	int top_k;         /* 0: all */
@@ -199,7 +202,8 @@ struct ops {
 	void (*l2_bwd)(struct dev *d, float *dx, const float *dy, const float *y, const float *rnorm, size_t rows, int C);
 	/* Gumbel-softmax (B15) and KL to uniform (B16) of logits[rows,V]:
 	 * z = softmax((logits + g) / tau), g from philox(seed, element index, index hi, step, RNG_GUMBEL);
-	 * kl[rows] = sum_k q_k (ln q_k + ln V), q = softmax(logits).  tau = 0: z is the one-hot argmax.
+	 * kl[rows] = sum_k q_k (ln q_k + ln V), q = softmax(logits).  tau = 0: z is the one-hot
+	 * argmax of the logits, without noise.
 	 * first_row numbers row 0 of this call for the noise (rows of one step may come in parts). */
 	void (*gumbel_fwd)(struct dev *d, float *z, float *kl, const float *logits, size_t rows, int V, float tau,
 	                   uint64_t seed, uint32_t step, uint64_t first_row);
@@ -220,7 +224,8 @@ struct ops {
 
 	/* ---- optimizer ---- */
 
-	/* One AdamW update of n weights (D11, C24): decayed w, moments m and v; wt (T copy of w) is rewritten unless
+	/* One AdamW update of n weights (C24, D11: eps is added to the root of the uncorrected v): decayed w,
+	 * moments m and v; wt (T copy of w) is rewritten unless
 	 * it is w itself. */
 	void (*adamw)(struct dev *d, float *w, void *wt, float *m, float *v, const float *g, size_t n, const struct adamw *a);
 	void (*sumsq)(struct dev *d, double *sum /*device*/, const float *x, size_t n); /* *sum += sum of x^2 */

@@ -200,8 +200,8 @@ static void run_bits(double *out, double *grad, const double *qkv, const double 
 	struct shape s = {.B = B, .H = 2, .D = 17, .m = {ATTN_CONV, 9, 8, 8, 5, 0}};
 	size_t S = attn_length(&s.m), width = S * s.H * s.D;
 	device_open(DT_F32, threads);
-	struct tensor x = tensor_new(DT_F32, B * 3 * width), g = tensor_new(DT_F32, B * width), y = tensor_output(DT_F32, B * width);
-	struct tensor lse = tensor_output(DT_F32, B * s.H * S), dx = tensor_output(DT_F32, B * 3 * width);
+	struct tensor x = tensor_new(DT_F32, B * 3 * width), g = tensor_new(DT_F32, B * width);
+	struct tensor y = tensor_output(DT_F32, B * width), lse = tensor_output(DT_F32, B * s.H * S), dx = tensor_output(DT_F32, B * 3 * width);
 	memcpy(x.v, qkv + first * 3 * width, x.n * sizeof *qkv);
 	memcpy(g.v, dy + first * width, g.n * sizeof *dy);
 	tensor_put(&x), tensor_put(&g);

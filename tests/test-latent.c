@@ -304,7 +304,8 @@ static int naive_draw(const double *p, int V, uint64_t key, const struct draw *h
 	return token;
 }
 
-static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, size_t rows, int V, const struct draw *how)
+static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, size_t rows, int V,
+                     const struct draw *how)
 {
 	uint64_t *device_key = must(ops->alloc(dev, rows * sizeof *key));
 	int32_t *device = must(ops->alloc(dev, rows * sizeof *token));
@@ -341,7 +342,8 @@ static void check_draw(int V, float temperature, int top_k, float top_p)
 			alone += single != token[r];
 		}
 	}
-	CHECK(bad == 0 && alone == 0, "draw V %d t %g k %d p %g: %d differ, %d alone", V, temperature, top_k, top_p, bad, alone);
+	CHECK(bad == 0 && alone == 0, "draw V %d t %g k %d p %g: %d differ, %d alone", V, temperature, top_k, top_p, bad,
+	      alone);
 	CHECK(doubtful < ROWS / 4, "draw V %d: %d of %d too close to tell", V, doubtful, ROWS);
 	tensor_free(&x);
 	free(p);
@@ -412,8 +414,8 @@ static void check_draw_frequencies(void)
 static void run_bits(double *z, double *g, double *kl, const double *logits, size_t rows, int V, int threads)
 {
 	device_open(DT_F32, threads);
-	struct tensor x = tensor_new(DT_F32, rows * V), out = tensor_output(DT_F32, rows * V), dx = tensor_output(DT_F32, rows * V);
-	struct tensor k = tensor_output(DT_F32, rows);
+	struct tensor x = tensor_new(DT_F32, rows * V), out = tensor_output(DT_F32, rows * V);
+	struct tensor dx = tensor_output(DT_F32, rows * V), k = tensor_output(DT_F32, rows);
 	memcpy(x.v, logits, x.n * sizeof *logits);
 	tensor_put(&x);
 	ops->gumbel_fwd(dev, out.p, k.p, x.p, rows, V, 0.3f, 1, 2, 3);

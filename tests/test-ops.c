@@ -225,7 +225,8 @@ static void check_norm(size_t rows, int C, int flags)
 	struct rows s = {rows, C};
 	enum dtype t = flags & OP_F32 ? DT_F32 : T;
 	size_t n = rows * C;
-	struct tensor x = tensor_random(DT_F32, n, -1, 5), w = tensor_random(DT_F32, C, 0.5, 2), b = tensor_random(DT_F32, C, -1, 1);
+	struct tensor x = tensor_random(DT_F32, n, -1, 5), w = tensor_random(DT_F32, C, 0.5, 2);
+	struct tensor b = tensor_random(DT_F32, C, -1, 1);
 	struct tensor y = tensor_output(t, n), mean = tensor_output(DT_F32, rows), rstd = tensor_output(DT_F32, rows);
 	struct tensor dy = tensor_random(t, n, -1, 1), dx = tensor_output(DT_F32, n), dxa = tensor_fill(DT_F32, n, 3);
 	struct tensor dw = tensor_fill(DT_F32, C, 2), db = tensor_fill(DT_F32, C, -2);
