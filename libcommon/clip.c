@@ -46,7 +46,7 @@ static const struct {
 } presets[] = {
 	/*          size patch  image: width layers heads  context vocab  text: width layers heads  E  gelu   lr   decay warm-up */
 	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 1e-3, 0.1, 10}},
-	{"small",    {64, 8, 192, 4, 6, 48, 0, 192, 3, 6, 128, 0, 1e-3, 0.1, 100}},
+	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 1e-3, 0.1, 50}},
 	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 5e-4, 0.2, 2000}},
 };
 

@@ -66,7 +66,7 @@ head -c 300 all.pix > cut.pix
 refused 3 'vocabulary' clip-rank -m clip.safetensors other.pix
 refused 3 '24x24' clip-rank -m clip.safetensors large.pix
 refused 3 'text' clip-rank -m clip.safetensors untold.pix
-refused 3 'pixels' clip-rank -m clip.safetensors blind.tok
+refused 3 'pictures' clip-rank -m clip.safetensors blind.tok
 refused 3 '' clip-rank -m clip.safetensors cut.pix
 refused 3 '' clip-rank -m words.bpe all.pix
 refused 3 'text' clip-train -x tiny -n 1 untold.pix
