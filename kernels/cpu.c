@@ -89,18 +89,16 @@ static int64_t quota_memory(const char *folder)
 
 static int usable_threads(void)
 {
-#ifdef _OPENMP
 	cpu_set_t set;
 	int n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#ifdef _OPENMP
 	if (getenv("OMP_NUM_THREADS"))
 		return omp_get_max_threads();
+#endif
 	if (sched_getaffinity(0, sizeof set, &set) == 0)
 		n = CPU_COUNT(&set);
 	int64_t quota = cgroup_least(quota_threads);
 	return quota > 0 && quota < n ? (int)quota : n > 0 ? n : 1;
-#else
-	return 1;
-#endif
 }
 
 /* The value of the first "name : value" line of /proc/cpuinfo. */
@@ -174,7 +172,7 @@ struct dev *cpu_open(int index, enum dtype t, int threads, char *err, size_t n)
 	d->type = t;
 	d->threads = threads > 0 ? threads : usable_threads();
 #ifndef _OPENMP
-	d->threads = 1;
+	d->threads = 1; /* whatever was asked for */
 #endif
 	return d;
 }
@@ -307,7 +305,7 @@ struct scratch_mark cpu_scratch_begin(struct dev *d)
 
 void *cpu_scratch(struct dev *d, const char *op, size_t bytes)
 {
-	bytes = (bytes + LINE - 1) / LINE * LINE;
+	bytes = bytes > SIZE_MAX - LINE ? bytes : (bytes + LINE - 1) / LINE * LINE;
 	for (; d->current < d->chunks; d->current++) {
 		size_t used = d->chunk[d->current].used;
 		if (d->chunk[d->current].size - used >= bytes) {
