@@ -9,6 +9,11 @@ trap 'rm -rf "$work"' EXIT
 
 "$BUILD/tests/bench" "$@"
 
+printf '\ntransformer, whole updates and sampling\n'
+for p in f32 bf16; do
+	"$BUILD/tests/bench-dalle" -p $p
+done
+
 # Steps of the tools: step NAME TOOL... runs bench_NAME (below) when every TOOL is built.  It finds the
 # tools on PATH and may write under $work.
 PATH=$bin:$PATH

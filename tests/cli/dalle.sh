@@ -54,12 +54,19 @@ dalle-score -m good.st -j1 -b 3 --summary <b.tok >c.json; same own.json c.json "
 for b in 1 7 64; do dalle-sample -m good.st -j1 -n 3 -b $b other.tok >s.bin; dalle-score -m good.st -b 4 -j1 s.bin --summary >s$b.json; cp s.bin s$b.tok; done
 same s1.json s7.json "samples in batches of 1 and 7"
 same s1.json s64.json "samples in batches of 1 and 64"
+dalle-sample -m good.st -j2 -n 3 other.tok | dalle-score -m good.st -b 4 -j1 --summary >t2.json
+same s1.json t2.json "samples by two threads"
 grep -q '"records": 27' s1.json; ok $? "3 samples of each of 9 records: $(cat s1.json)"
 dalle-sample -m good.st -j1 -t 0 --prefix-rows 4 train.tok | dalle-score -m good.st -j1 --summary >p.json
 same own.json p.json "a prefix of all rows gives the pictures back"
 dalle-sample -m good.st -j1 --guidance 2 --top-k 5 --top-p 0.9 -t 0.8 other.tok | dalle-score -m good.st -j1 --summary >/dev/null; ok $? "guidance"
 n=$(dalle-sample -m good.st -j1 --progressive 1 other.tok | zstd -dc | wc -c)
 [ "$n" -gt "$(dalle-sample -m good.st -j1 other.tok | zstd -dc | wc -c)" ]; ok $? "progressive samples"
+
+dalle-train -x tiny -j1 -n 5 --text-length 4 -o short.st train.tok 2>err.txt; ok $? "short captions"
+grep -q 'longer than 3 tokens' err.txt; ok $? "cut captions are told: $(cat err.txt)"
+dalle-sample -m short.st -j1 other.tok 2>err.txt >/dev/null; ok $? "sampling with cut captions"
+grep -q '[1-9] captions were longer than 3' err.txt; ok $? "cut captions are counted: $(cat err.txt)"
 
 # What does not fit.
 "$gen" 3 1 256 $B 64 4 4 $B >vocabulary.tok
