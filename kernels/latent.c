@@ -125,7 +125,8 @@ void cpu_gumbel_bwd(struct dev *d, float *dlogits, const float *dz, const float 
 /* ---- logit-Laplace ---- */
 
 /* Up to PIXELS pixels; their three channels lie side by side in the vectors, unused lanes hold 1/2. */
-CLONES static void laplace_block(float *nll, float *dout, const float *out, const float *x, size_t n, float scale)
+CLONES static void laplace_block(float *nll, float *dout, const float *out, const float *x, size_t n, float floor,
+                                 float scale)
 {
 	float mu[3 * PIXELS], lb[3 * PIXELS], v[3 * PIXELS];
 	for (size_t i = 0; i < 3 * PIXELS; i++)
@@ -137,13 +138,15 @@ CLONES static void laplace_block(float *nll, float *dout, const float *out, cons
 			v[3 * p + c] = x[3 * p + c];
 		}
 	for (size_t i = 0; i < 3 * n; i += VL) {
-		vf value = v_load(v + i), b = v_load(lb + i);
+		vf value = v_load(v + i), raw = v_load(lb + i), b = v_max(raw, v_set(floor));
 		vf lx = v_log(value), l1 = v_log(1.0f - value);
 		vf gap = lx - l1 - v_load(mu + i), rate = v_exp(-b), far = v_abs(gap) * rate;
 		v_store(v + i, 0.69314718f + b + lx + l1 + far);
 		/* d|gap|/dmu is 0 where the gap is: the middle of the corner. */
 		v_store(mu + i, v_select(gap > 0, -rate, v_select(gap < 0, rate, gap)));
-		v_store(lb + i, 1.0f - far);
+		/* Below the floor only what would raise it; a NaN stays one. */
+		vf slope = 1.0f - far;
+		v_store(lb + i, v_select(raw < floor, v_select(slope > 0, v_set(0), slope), slope));
 	}
 	for (size_t p = 0; p < n; p++) {
 		if (nll)
@@ -156,12 +159,12 @@ CLONES static void laplace_block(float *nll, float *dout, const float *out, cons
 }
 
 void cpu_logit_laplace(struct dev *d, float *nll, float *dout, const float *out, const float *x, size_t n_pixels,
-                       float scale)
+                       float floor, float scale)
 {
 #pragma omp parallel for num_threads(d->threads) if (n_pixels > SMALL)
 	for (size_t p = 0; p < n_pixels; p += PIXELS)
 		laplace_block(nll ? nll + p : NULL, dout ? dout + 6 * p : NULL, out + 6 * p, x + 3 * p,
-		              n_pixels - p < PIXELS ? n_pixels - p : PIXELS, scale);
+		              n_pixels - p < PIXELS ? n_pixels - p : PIXELS, floor, scale);
 }
 
 CLONES static void reconstruct_block(uint8_t *rgb, const float *out, size_t n, float gain, float shift)

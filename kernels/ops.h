@@ -213,9 +213,10 @@ struct ops {
 	void (*argmax)(struct dev *d, int32_t *idx, const float *x, size_t rows, int V); /* lowest index on ties */
 	void (*onehot)(struct dev *d, float *z, const int32_t *idx, size_t rows, int V);
 	/* Logit-Laplace (B10, B11): out[n_pixels,6] holds mu RGB, ln b RGB; x[n_pixels,3] in (0,1).
-	 * nll[n_pixels] = sum over RGB of -ln f; dout = scale * d nll/d out, NULL when not wanted. */
+	 * nll[n_pixels] = sum over RGB of -ln f; dout = scale * d nll/d out, NULL when not wanted.  ln b below `floor` counts as
+	 * floor, and its gradient is 0 unless it points up; -INFINITY is the paper's density. */
 	void (*logit_laplace)(struct dev *d, float *nll, float *dout, const float *out, const float *x, size_t n_pixels,
-	                      float scale);
+	                      float floor, float scale);
 	/* rgb[n_pixels,3] = round(255 clamp((sigmoid(mu) - shift) / scale)) from out[n_pixels,6] (B13). */
 	void (*reconstruct)(struct dev *d, uint8_t *rgb, const float *out, size_t n_pixels, float scale, float shift);
 	/* token[r] drawn from logits[r,:]; key[r] identifies the sample.  See struct draw. */

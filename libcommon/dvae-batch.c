@@ -171,7 +171,7 @@ static void put_picture(struct pixels *sheet, const struct dvae *d, int column, 
 static int reconstruct(struct dvae_fit *f, uint8_t *out, const uint8_t *in, struct error *e)
 {
 	struct dvae *d = f->d;
-	struct dvae_pass hard = {0};
+	struct dvae_pass hard = {.floor = -INFINITY};
 	return dvae_measure(d, in, 1, &hard, NULL, NULL, out, e);
 }
 

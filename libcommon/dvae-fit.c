@@ -91,7 +91,8 @@ int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const str
 	dvae_forward_encoder(d, n);
 	o->gumbel_fwd(d->dev, d->z, d->kl, d->logits, rows, K, p->tau, p->seed, p->step, p->first_row);
 	dvae_forward_decoder(d, n);
-	o->logit_laplace(d->dev, d->nll, d->dout, d->out, d->pixels, pixels, (float)(p->scale / values));
+	o->logit_laplace(d->dev, d->nll, d->dout, d->out, d->pixels, pixels, p->floor,
+	                 (float)(p->scale / values));
 	if (get_sums(d, n, sums, e))
 		return -1;
 	dvae_backward_decoder(d, n);
@@ -114,7 +115,7 @@ int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pa
 	o->gumbel_fwd(d->dev, d->z, d->kl, d->logits, tokens * (size_t)n, (int)d->config.codes, p->tau, p->seed, p->step,
 	              p->first_row);
 	dvae_forward_decoder(d, n);
-	o->logit_laplace(d->dev, d->nll, NULL, d->out, d->pixels, pixels * (size_t)n, 0);
+	o->logit_laplace(d->dev, d->nll, NULL, d->out, d->pixels, pixels * (size_t)n, p->floor, 0);
 	for (int i = 0; i < n; i++) {
 		double sums[2];
 		o->zero(d->dev, d->sums, sizeof sums);
@@ -149,6 +150,11 @@ static double step_size(const void *model, const struct train_step *s)
 
 /* ---- the trainee ---- */
 
+static float floor_of(const struct dvae_fit *f)
+{
+	return f->o.least_b > 0 ? (float)log(f->o.least_b) : -INFINITY;
+}
+
 static int fit_step(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
                     struct error *e)
 {
@@ -158,6 +164,7 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	f->tau = dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, s);
 	struct dvae_pass p = {
 		.tau = (float)f->tau, .beta = dvae_schedule_at(0, h->beta, h->beta_span, s), .scale = 1.0f / (float)s->parts,
+		.floor = floor_of(f),
 		.bonus = f->o.usage_bonus * (1 - (double)s->step / (double)s->steps), .seed = s->seed,
 		.step = (uint32_t)s->step, .first_row = (uint64_t)s->part * tokens_of(f->d, f->d->batch),
 	};
@@ -210,7 +217,7 @@ static int fit_evaluate(void *model, const struct record *const *batch, int n, s
 	size_t bytes = 3 * pixels_of(d, 1);
 	double weight = f->o.schedule.beta * (double)tokens_of(d, 1) / (double)bytes;
 	double hard = 0, relaxed = 0, kl = 0, psnr = 0;
-	struct dvae_pass p = {.tau = (float)f->tau, .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
+	struct dvae_pass p = {.tau = (float)f->tau, .floor = floor_of(f), .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
 	if (dvae_fill_plain(f, batch, n, e) || dvae_measure(d, f->rgb, n, &p, f->distortion, NULL, NULL, e))
 		return -1;
 	for (int i = 0; i < n; i++)

@@ -20,6 +20,7 @@ struct dvae_fit_options {
 	struct dvae_schedule schedule;
 	enum dvae_augment augment;
 	double usage_bonus;
+	double least_b;      /* b of the logit-Laplace below this counts as this; 0, the paper: no limit */
 	double calibrate;    /* entropy of the first posteriors in nats, see dvae_calibrate; 0: leave them to chance */
 	const char *preview; /* PNG file of originals over reconstructions, rewritten after each evaluation; NULL: none */
 };
@@ -44,6 +45,7 @@ struct dvae_loss {
 };
 struct dvae_pass {
 	float tau, scale;
+	float floor; /* of ln b, see ops.logit_laplace; -INFINITY: none */
 	double beta, bonus;
 	uint64_t seed, first_row;
 	uint32_t step;

@@ -42,7 +42,7 @@ struct dvae_preset {
 	struct dvae_config config;
 	struct dvae_schedule schedule;
 	int64_t batch;
-	double usage_bonus, calibrate; /* see dvae-fit.h; 0 in the paper */
+	double usage_bonus, calibrate, least_b; /* see dvae-fit.h; 0 in the paper */
 };
 /* By name; NULL when there is none. */
 const struct dvae_preset *dvae_preset(const char *name);

@@ -18,8 +18,8 @@ struct golden_case {
 	struct dvae_pass pass;
 };
 static const struct golden_case cases[] = {
-	{"dvae-stem1", {8, 1, 8, 6, 2, 2, 11, 7, 1.0 / 16}, 2, {0.7f, 1, 6.6, 0, 11, 0, 4}},
-	{"dvae-stem2", {16, 2, 8, 5, 3, 1, 13, 3, 0.4}, 3, {0.5f, 1, 3.3, 0, 12, 0, 5}},
+	{"dvae-stem1", {8, 1, 8, 6, 2, 2, 11, 7, 1.0 / 16}, 2, {0.7f, 1, -INFINITY, 6.6, 0, 11, 0, 4}},
+	{"dvae-stem2", {16, 2, 8, 5, 3, 1, 13, 3, 0.4}, 3, {0.5f, 1, -INFINITY, 3.3, 0, 12, 0, 5}},
 };
 
 static struct error e;

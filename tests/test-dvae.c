@@ -47,7 +47,7 @@ static float density(float x, float mu, float b)
 	float *o = ops->alloc(f32, sizeof out), *p = ops->alloc(f32, sizeof v), *r = ops->alloc(f32, sizeof nll);
 	ops->put(f32, o, out, sizeof out);
 	ops->put(f32, p, v, sizeof v);
-	ops->logit_laplace(f32, r, NULL, o, p, 1, 0);
+	ops->logit_laplace(f32, r, NULL, o, p, 1, -INFINITY, 0);
 	ops->get(f32, &nll, r, sizeof nll);
 	ops->release(f32, o);
 	ops->release(f32, p);
@@ -182,7 +182,7 @@ static void test_gradients(const struct dvae_config *c, double bonus, const char
 {
 	enum { N = 2 };
 	struct dvae *d = make(c, BOTH | DVAE_TRAINING, f32, N);
-	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .beta = 6.6, .bonus = bonus, .seed = 5, .step = 3};
+	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .floor = -INFINITY, .beta = 6.6, .bonus = bonus, .seed = 5, .step = 3};
 	uint8_t *rgb = pictures(N, (int)c->size);
 	struct params *t = dvae_params(d);
 	double far = 0, all = 0;
@@ -214,7 +214,7 @@ static void test_accumulation(void)
 	enum { N = 4 };
 	struct dvae *d = make(&small_2, BOTH | DVAE_TRAINING, f32, N);
 	struct params *t = dvae_params(d);
-	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .beta = 6.6, .seed = 5, .step = 3};
+	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .floor = -INFINITY, .beta = 6.6, .seed = 5, .step = 3};
 	uint8_t *rgb = pictures(N, (int)small_2.size);
 	float *g[2];
 	double far = 0, all = 0;
@@ -247,7 +247,7 @@ static void run_in(enum dtype type, float **out, size_t *n)
 	char text[200];
 	struct dev *dev = ops->open(0, type, 2, text, sizeof text);
 	struct dvae *d = make(&dvae_preset("tiny")->config, BOTH | DVAE_TRAINING, dev, 4);
-	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .beta = 6.6, .seed = 5, .step = 3};
+	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .floor = -INFINITY, .beta = 6.6, .seed = 5, .step = 3};
 	struct dvae_loss l;
 	uint8_t *rgb = pictures(4, 16);
 	params_refresh(dvae_params(d));
@@ -346,7 +346,7 @@ static void test_calibration(void)
 	enum { N = 8, ROWS = N * 16, K = 32 };
 	struct dvae *d = make(&dvae_preset("tiny")->config, BOTH | DVAE_TRAINING, f32, N);
 	uint8_t *rgb = pictures(N, 16);
-	struct dvae_pass hard = {0};
+	struct dvae_pass hard = {.floor = -INFINITY};
 	struct code_use u = {0};
 	double kl[N], mean = 0;
 	CHECK(dvae_calibrate(d, rgb, N, 1.5, 1, &e) == 0, "%s", e.text);

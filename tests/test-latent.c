@@ -159,14 +159,33 @@ static void check_laplace(size_t n)
 	double *want = must(calloc(6 * n, sizeof *want)), half = 0.5;
 	for (size_t p = 0; p < n; p++)
 		naive_laplace(want + p, out.v + 6 * p, x.v + 3 * p);
-	ops->logit_laplace(dev, nll.p, dout.p, out.p, x.p, n, 0.5f);
+	ops->logit_laplace(dev, nll.p, dout.p, out.p, x.p, n, -INFINITY, 0.5f);
 	near(&nll, want, 2e-6, "logit_laplace nll");
 	for (size_t p = 0; p < n; p++)
 		differences(want + 6 * p, naive_laplace, out.v + 6 * p, 6, &half, 1, x.v + 3 * p);
 	near(&dout, want, 2e-6, "logit_laplace dout");
-	ops->logit_laplace(dev, nll.p, NULL, out.p, x.p, n, 0.5f);
+	ops->logit_laplace(dev, nll.p, NULL, out.p, x.p, n, -INFINITY, 0.5f);
 	tensor_free(&out), tensor_free(&x), tensor_free(&nll), tensor_free(&dout);
 	free(want);
+}
+
+/* ln b below the floor: the density of the floor, and only a gradient that raises ln b. */
+static void check_laplace_floor(void)
+{
+	struct tensor out = tensor_new(DT_F32, 6), x = tensor_new(DT_F32, 3);
+	struct tensor nll = tensor_output(DT_F32, 1), dout = tensor_output(DT_F32, 6);
+	double want = 0;
+	for (int c = 0; c < 3; c++) {
+		x.v[c] = 0.5, out.v[c] = c, out.v[3 + c] = -3;
+		want -= ln_density(0.5, c, -0.5);
+	}
+	tensor_put(&out), tensor_put(&x);
+	ops->logit_laplace(dev, nll.p, dout.p, out.p, x.p, 1, -0.5f, 1);
+	tensor_get(&nll, "floor"), tensor_get(&dout, "floor");
+	CHECK(fabs(nll.v[0] - want) < 1e-5, "nll at the floor is %f, expected %f", nll.v[0], want);
+	CHECK(dout.v[3] == 0 && fabs(dout.v[4] - (1 - exp(0.5))) < 1e-5 && fabs(dout.v[1] - exp(0.5)) < 1e-5,
+	      "gradients at the floor: %f %f %f", dout.v[3], dout.v[4], dout.v[1]);
+	tensor_free(&out), tensor_free(&x), tensor_free(&nll), tensor_free(&dout);
 }
 
 /* K1: three values, and the integral over (0,1). */
@@ -179,7 +198,7 @@ static void check_laplace_numbers(void)
 		for (int k = 0; k < 3; k++)
 			x.v[k] = table[c][0], out.v[k] = table[c][1], out.v[3 + k] = log(table[c][2]);
 		tensor_put(&out), tensor_put(&x);
-		ops->logit_laplace(dev, nll.p, NULL, out.p, x.p, 1, 1);
+		ops->logit_laplace(dev, nll.p, NULL, out.p, x.p, 1, -INFINITY, 1);
 		tensor_get(&nll, "logit_laplace");
 		CHECK(fabs(nll.v[0] / -3 - table[c][3]) < 2e-6, "ln f = %f, got %f", table[c][3], nll.v[0] / -3);
 	}
@@ -188,7 +207,7 @@ static void check_laplace_numbers(void)
 		for (int c = 0; c < 3; c++)
 			maps.v[6 * i + c] = 0.3, maps.v[6 * i + 3 + c] = log(0.8), grid.v[3 * i + c] = (i + 0.5) / N;
 	tensor_put(&maps), tensor_put(&grid);
-	ops->logit_laplace(dev, all.p, NULL, maps.p, grid.p, N, 1);
+	ops->logit_laplace(dev, all.p, NULL, maps.p, grid.p, N, -INFINITY, 1);
 	tensor_get(&all, "integral");
 	double area = 0;
 	for (int i = 0; i < N; i++)
@@ -462,6 +481,7 @@ int main(void)
 	check_argmax(17, 255);
 	check_argmax(3, 1);
 	check_laplace_numbers();
+	check_laplace_floor();
 	for (int V = 17; V < 5000; V *= 15) {
 		check_draw(V, 1, 0, 1);
 		check_draw(V, 0.7f, V / 3, 1);

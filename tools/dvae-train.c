@@ -33,6 +33,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "average", &fit.schedule.average_decay, 0, 0.999999, "X", "decay of the averaged weights"),
 	OPT_REAL(0, "usage-bonus", &fit.usage_bonus, 0, 1e3, "X", "weight of the mean code distribution's entropy, fading out"),
 	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X", "start the codebook from data, posteriors of X nats; 0 from chance"),
+	OPT_REAL(0, "least-b", &fit.least_b, 0, 100, "X", "scale of the likelihood below which errors do not count more, 0: none"),
 	OPT_CHOICE(0, "augment", &augment, DVAE_AUGMENTS, "what is done to the pictures"),
 	OPT_STRING(0, "preview", &fit.preview, "FILE", "PNG of originals over reconstructions, after each evaluation"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
@@ -51,6 +52,7 @@ static int apply_preset(const char *name)
 	fit.schedule = p->schedule;
 	fit.usage_bonus = p->usage_bonus;
 	fit.calibrate = p->calibrate;
+	fit.least_b = p->least_b;
 	run.batch = p->batch;
 	return 0;
 }

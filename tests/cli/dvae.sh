@@ -1,0 +1,93 @@
+# dvae.sh - dvae-train, dvae-encode and dvae-decode: the pipe from pictures to a model and through it, exact resume,
+# cuts in the pipe, partial grids, and everything that must be refused.
+set -u
+failed=0
+bad() {
+	echo "dvae.sh: $*"
+	failed=1
+}
+# picture SEED SIZE: a PPM of two colours with a border that depends on the seed
+picture() {
+	awk -v s="$1" -v n="$2" 'BEGIN { srand(s); for (i = 0; i < 6; i++) c[i] = 1 + int(rand() * 120)
+		x0 = int(rand() * n); y0 = int(rand() * n); printf "P6\n%d %d\n255\n", n, n
+		for (y = 0; y < n; y++) for (x = 0; x < n; x++) for (k = 0; k < 3; k++)
+			printf "%c", (x < x0) != (y < y0) ? c[k] : c[3 + k] }'
+}
+i=0
+while [ $i -lt 24 ]; do
+	picture $i 16
+	i=$((i + 1))
+done >all.ppm
+img-pack -s 0 --caption picture -o all.pix all.ppm || bad "packing"
+picture 99 12 | img-pack -s 0 -o other.pix
+train="dvae-train -x tiny -j 1 -p f32 -s 3"
+
+# From a pipe and from a file: the same model.  The log and the preview appear.
+img-pack -s 0 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png ||
+	bad "training from a pipe"
+[ "$(head -c 4 seen.png | tail -c 3)" = PNG ] || bad "no preview"
+grep -q '"perplexity"' log.jsonl && grep -q '"eval_psnr"' log.jsonl || bad "the log lacks its measures"
+$train -n 30 -o file.st --log log2.jsonl --eval all.pix all.pix || bad "training from a file"
+first=$(sed -n 's/.*"eval_loss":\([^,]*\).*/\1/p' log.jsonl | head -n 1)
+last=$(sed -n 's/.*"eval_loss":\([^,]*\).*/\1/p' log.jsonl | tail -n 1)
+awk -v a="$first" -v b="$last" 'BEGIN { exit !(b < a) }' || bad "held-out loss went from $first to $last"
+
+# The same command again: nothing to do.  Another dry run: a plan, and no file.
+before=$(cksum <pipe.st)
+img-pack -s 0 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png 2>/dev/null ||
+	bad "a complete run is no error"
+[ "$before" = "$(cksum <pipe.st)" ] || bad "a complete model was rewritten"
+$train --dry-run all.pix | grep -q 'total on device' || bad "no memory plan"
+
+# Stopped and continued = uninterrupted, in every byte of tokens and pictures and in the model's identity.
+$train -n 120 --save-every 20 -o cut.st all.pix &
+pid=$!
+sleep 0.3
+kill -USR1 $pid 2>/dev/null
+wait $pid
+status=$?
+[ $status = 75 ] || [ $status = 0 ] || bad "stopped: expected status 75, got $status"
+$train -n 120 --save-every 20 -o cut.st all.pix || bad "continuing"
+$train -n 120 --save-every 20 -o whole.st all.pix || bad "the uninterrupted run"
+for m in cut whole; do dvae-encode -m $m.st -d cpu -p f32 all.pix | dvae-decode -m $m.st -p f32 | img-unpack --ppm >$m.ppm; done
+cmp -s cut.ppm whole.ppm || bad "a continued run differs from an uninterrupted one"
+
+# Cuts anywhere in the pipe change nothing; batches neither.
+dvae-encode -m whole.st -p f32 -o all.tok all.pix || bad "encoding"
+dvae-encode -m whole.st -p f32 -b 5 <all.pix | dvae-decode -m whole.st -p f32 -b 7 | img-unpack --ppm | cmp - whole.ppm ||
+	bad "pictures depend on the batch or on cuts in the pipe"
+dvae-decode -m whole.st -p f32 all.tok | img-unpack --ppm | cmp - whole.ppm || bad "decoding a saved stream"
+img-unpack --ppm all.tok >/dev/null 2>&1 && bad "pixels were not dropped"
+dvae-encode -m whole.st -p f32 --keep-pixels all.pix | img-unpack --ppm | cmp - all.ppm || bad "--keep-pixels"
+
+# Refused, with status 3, one line that names both sides, and no output file.
+refused() {
+	what=$1 expected=$2
+	shift 2
+	"$@" -o out.none 2>err
+	status=$?
+	[ $status = 3 ] || bad "$what: expected status 3, got $status"
+	[ "$(wc -l <err)" = 1 ] && grep -q -- "$expected" err || bad "$what: message: $(cat err)"
+	[ ! -e out.none ] || bad "$what: left an output file"
+	rm -f out.none
+}
+id=$(dvae-encode -m pipe.st -p f32 all.pix | { dvae-decode -m whole.st 2>&1 >/dev/null || :; } | sed -n 's/.*of dVAE \([0-9a-f]*\), expected \([0-9a-f]*\).*/\1/p')
+[ ${#id} = 32 ] || bad "the other dVAE is not named: '$id'"
+refused "tokens of another dVAE" 'expected [0-9a-f]\{32\}' dvae-decode -m pipe.st all.tok
+refused "pixels of another size" '12x12 pixels, expected 16x16' dvae-encode -m whole.st other.pix
+refused "training on another size" '12x12 pixels' dvae-train -q -x tiny -n 5 other.pix
+refused "no pixels" 'img-pack' dvae-encode -m whole.st all.tok
+refused "no tokens" 'image tokens' dvae-decode -m whole.st all.pix
+refused "no stream" 'whole.st' dvae-decode -m whole.st whole.st
+refused "no model" 'all.pix' dvae-encode -m all.pix all.pix
+head -c 200 whole.st >cut.model
+refused "a cut model" 'cut.model' dvae-encode -m cut.model all.pix
+head -c 300 all.tok >cut.tok
+refused "a cut stream" 'cut.tok' dvae-decode -m whole.st cut.tok
+for t in dvae-encode dvae-decode; do
+	$t all.pix >/dev/null 2>err && bad "$t without a model"
+	[ $? = 2 ] || grep -q 'give -m' err || bad "$t without a model: $(cat err)"
+done
+dvae-train -x huge -o none.st all.pix 2>/dev/null
+[ $? = 2 ] || bad "unknown preset: expected status 2"
+exit $failed
