@@ -53,7 +53,7 @@ stage() {
 	say "\$ $3"
 	start=$(date +%s)
 	sh -euc "$3"
-	[ -e "$2" ] || { say "quickstart: $1 did not make $2"; exit 1; }
+	[ -e "$2" ] || { say "quickstart: '$1' did not make $2"; exit 1; }
 	say "[$(($(date +%s) - start)) s] $1"
 }
 
@@ -66,20 +66,79 @@ for split in train combo cross novel; do
 		"img-pack -s 64 --crop pad -o $split.pix emoji/$split.tsv"
 done
 stage "vocabulary" words.bpe \
-	'cut -f2 emoji/train.tsv | bpe-train -k 2048 -o words.bpe'
+	'cut -f2 emoji/train.tsv | bpe-train -q -k 2048 -o words.bpe'
 stage "dVAE" dvae.done \
 	"dvae-train -x small -n $STEPS_DVAE --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
-	touch dvae.done"
+	: > dvae.done"
 for split in train combo cross novel; do
 	stage "tokens: $split" $split.tok \
 		"bpe-encode -m words.bpe $split.pix | dvae-encode -m dvae.safetensors -o $split.tok"
 done
 stage "transformer" dalle.done \
-	"dalle-train -x small -n $STEPS_DALLE --eval combo.tok --eval-every 50 --patience 4 --log dalle.jsonl -o dalle.safetensors train.tok
-	touch dalle.done"
+	"dalle-train -x small -n $STEPS_DALLE --bpe words.bpe --eval combo.tok --eval-every 50 --patience 4 \\
+		--log dalle.jsonl -o dalle.safetensors train.tok
+	: > dalle.done"
 stage "CLIP" clip.done \
 	"bpe-encode -m words.bpe train.pix | clip-train -x small -n $STEPS_CLIP --log clip.jsonl -o clip.safetensors
-	touch clip.done"
+	: > clip.done"
 stage "16 samples of each held-out caption, ranked" ranked.pix \
-	'tok-cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -n 16 |
+	'cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -n 16 |
 		dvae-decode -m dvae.safetensors | clip-rank -m clip.safetensors -o ranked.pix'
+
+# ---- what came out ----
+
+# Every twelfth held-out caption: the real picture, then its eight best samples.
+stage "sheet of samples" samples.png \
+	'cat emoji/combo.tsv emoji/cross.tsv | awk "NR % 12 == 5" | sed "s/[.]png.*//" > shown
+	while read -r key; do
+		printf "%s\n" "$key" > wanted
+		cat combo.pix cross.pix | tok-split --match wanted
+		tok-split --match wanted ranked.pix | tok-cat -n 8
+	done < shown | img-unpack --group --labels -g 9x -o samples.png'
+stage "loss curves" clip-curves.png \
+	'plot-log -t "dVAE: loss per value" -y loss,eval_loss --smooth 20 dvae.jsonl -o dvae-curves.png
+	plot-log -t "transformer: nats per token" -y loss,eval_loss,eval_image,eval_text --smooth 20 dalle.jsonl -o dalle-curves.png
+	plot-log -t "CLIP: loss" --smooth 20 clip.jsonl -o clip-curves.png'
+
+# field NAME: its value in the JSON of standard input
+field() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" | head -n 1; }
+
+measure_tokens() {
+	printf '%-6s %8s %11s %11s %11s %11s %11s %11s\n' split PSNR 'codes used' perplexity 'text nats' shuffled \
+		'image nats' shuffled
+	for split in train combo cross novel; do
+		psnr=$(dvae-decode -m dvae.safetensors $split.tok | img-diff $split.pix - | awk '$1 == "psnr" { print $2 }')
+		codes=$(tok-info $split.tok | sed -n 's/^image codes[^0-9]*\([0-9]*\) of.*perplexity \([0-9.]*\).*/\1 \2/p')
+		own=$(dalle-score -m dalle.safetensors --summary $split.tok)
+		other=$(dalle-score -m dalle.safetensors --summary --rotate-captions $split.tok)
+		printf '%-6s %8.2f %11d %11.1f %11.3f %11.3f %11.3f %11.3f\n' $split "$psnr" $codes \
+			"$(echo "$own" | field nll_text)" "$(echo "$other" | field nll_text)" \
+			"$(echo "$own" | field nll_image)" "$(echo "$other" | field nll_image)"
+	done
+}
+
+measure_retrieval() {
+	cat train.pix combo.pix cross.pix novel.pix | bpe-encode -m words.bpe -o all.pix
+	printf '%-6s captions that find their picture among all %d: R@1 %%, R@5 %%\n' split "$(tok-dump --fields key all.pix | wc -l)"
+	for split in train combo cross novel; do
+		bpe-encode -m words.bpe $split.pix | clip-rank -m clip.safetensors --retrieval --among all.pix |
+			awk -v split=$split '$1 == "caption" { printf "%-6s %6.1f %6.1f\n", split, $4, $5 }'
+	done
+}
+
+report() {
+	measure_tokens
+	echo
+	measure_retrieval
+	echo
+	emoji-report --pairs emoji/pairs.tsv --truth all.pix ranked.pix
+}
+
+if [ ! -e report.txt ]; then
+	start=$(date +%s)
+	report > report.tmp
+	mv report.tmp report.txt
+	say "[$(($(date +%s) - start)) s] report"
+fi
+cat report.txt
+say "done in $(($(date +%s) - began)) s: $OUT/samples.png, $OUT/dvae.png, $OUT/*-curves.png, $OUT/report.txt"
