@@ -3,7 +3,7 @@
  * by lists of positions for each rank, so that no input takes more than linear time.
  * Both ways visit candidates in the same order (rank, then position) and draw the same
  * numbers, so they give the same tokens with dropout too. */
-#include "bpe_private.h"
+#include "bpe-private.h"
 #include "hash.h"
 #include "rng.h"
 

@@ -1,6 +1,6 @@
-"""Writes unicode_tables.h: letters, numbers and lower case of Unicode as ranges.
+"""Writes unicode-tables.h: letters, numbers and lower case of Unicode as ranges.
 
-    python3 libcommon/unicode.py > libcommon/unicode_tables.h
+    python3 libcommon/unicode.py > libcommon/unicode-tables.h
 
 Categories as in the expressions \\p{L} and \\p{N}.  Lower case is the simple mapping, one code
 point to one; rows are {first, last, step, difference}."""

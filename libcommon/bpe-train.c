@@ -1,7 +1,7 @@
-/* bpe_train.c - counting words and merging the most frequent pairs; see bpe.h.  Work is on
+/* bpe-train.c - counting words and merging the most frequent pairs; see bpe.h.  Work is on
  * distinct words, not on the text: every pair knows its count and the words that hold it, so a
  * merge touches only those, and a heap of counts that are checked when met gives the next. */
-#include "bpe_private.h"
+#include "bpe-private.h"
 #include "hash.h"
 
 #include <stdlib.h>

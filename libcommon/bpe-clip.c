@@ -1,4 +1,4 @@
-/* bpe_clip.c - vocabularies of published CLIP models (`vocab.json` and `merges.txt`) and the
+/* bpe-clip.c - vocabularies of published CLIP models (`vocab.json` and `merges.txt`) and the
  * words that they are made for: white space is one space, text is lower-cased, words are
  *
  *	's 't 're 've 'm 'll 'd | letters | one number | a run of anything else but spaces
@@ -6,7 +6,7 @@
  * each symbol of a word is a byte, the last one carries a mark ("</w>").  Bytes are spelled
  * as printable characters in the files.  Left out, as rare in captions: composition (NFC) and
  * HTML entities; names of the end tokens inside a text are text, so a caption cannot forge them. */
-#include "bpe_private.h"
+#include "bpe-private.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ struct lower_row {
 	uint32_t first, last, step;
 	int32_t difference;
 };
-#include "unicode_tables.h"
+#include "unicode-tables.h"
 
 enum { MAX_JSON = 1 << 26, NOT_UTF8 = 0x110000 };
 #define MARK "</w>"

@@ -1,4 +1,4 @@
-/* bpe_file.c - the vocabulary file, bpe(5): lines that a person can read and grep.
+/* bpe-file.c - the vocabulary file, bpe(5): lines that a person can read and grep.
  *
  *	dalle-bpe 1
  *	rule paper
@@ -8,7 +8,7 @@
  *	256 101 the           merge 1 makes token 257, and so on
  *
  * The third column says nothing new; it is there for people and as a check. */
-#include "bpe_private.h"
+#include "bpe-private.h"
 
 #include <string.h>
 #include <sys/stat.h>

@@ -1,6 +1,6 @@
-/* bpe_private.h - what the files of the BPE organ share: bpe.c (merging, encoding, decoding),
- * bpe_file.c (the vocabulary file), bpe_clip.c (published CLIP vocabularies and their words),
- * bpe_train.c (training).  Nobody else includes it. */
+/* bpe-private.h - what the files of the BPE organ share: bpe.c (merging, encoding, decoding),
+ * bpe-file.c (the vocabulary file), bpe-clip.c (published CLIP vocabularies and their words),
+ * bpe-train.c (training).  Nobody else includes it. */
 #ifndef BPE_PRIVATE_H
 #define BPE_PRIVATE_H
 
@@ -59,7 +59,7 @@ void bpe_add_token(struct bpe *b, const void *text, size_t n);
 /* Compute the identity once all merges are in. */
 int bpe_seal(struct bpe *b, struct error *e);
 
-/* CLIP (bpe_clip.c). */
+/* CLIP (bpe-clip.c). */
 struct bpe *bpe_open_clip(const char *folder, struct error *e);
 /* Caption -> lower-cased text with single spaces, in *out. */
 int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e);
