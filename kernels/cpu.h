@@ -30,7 +30,8 @@ struct dev {
 	int chunks;          /* in use or kept; 0 before the first piece */
 	int current;         /* chunk that the next piece is cut from */
 	char error[256];     /* "op: reason" of the first failure; empty: none */
-	void *accelerator;   /* state of an overriding library; NULL: none yet */
+	void *accelerator;   /* state of an overriding library; NULL: none yet, or it failed to start */
+	int accelerator_failed;
 	void (*accelerator_close)(struct dev *d);
 };
 

@@ -181,25 +181,30 @@ static void accelerator_close(struct dev *d)
 	free(a);
 }
 
+static struct accelerator *accelerator_open(void)
+{
+	struct accelerator *a = calloc(1, sizeof *a);
+	if (a && dnnl_engine_create(&a->engine, dnnl_cpu, 0) == dnnl_success) {
+		if (dnnl_stream_create(&a->stream, a->engine, dnnl_stream_default_flags) == dnnl_success)
+			return a;
+		dnnl_engine_destroy(a->engine);
+	}
+	free(a);
+	return NULL;
+}
+
+/* The library's state, made at its first use; NULL when it does not start (a build of it without a CPU engine). */
 static struct accelerator *accelerator(struct dev *d)
 {
 #ifdef _OPENMP
 	omp_set_num_threads(d->threads); /* of the calling thread: what oneDNN goes by */
 #endif
-	if (d->accelerator)
+	if (d->accelerator || d->accelerator_failed)
 		return d->accelerator;
-	struct accelerator *a = calloc(1, sizeof *a);
+	struct accelerator *a = accelerator_open();
+	d->accelerator_failed = !a;
 	if (!a)
 		return NULL;
-	if (dnnl_engine_create(&a->engine, dnnl_cpu, 0) != dnnl_success) {
-		free(a);
-		return NULL;
-	}
-	if (dnnl_stream_create(&a->stream, a->engine, dnnl_stream_default_flags) != dnnl_success) {
-		dnnl_engine_destroy(a->engine);
-		free(a);
-		return NULL;
-	}
 	a->fast[DT_F32] = 1;
 	a->fast[DT_BF16] = cpu_preferred(0) == DT_BF16;
 	a->fast[DT_F16] = DNNL_VERSION_MAJOR >= 3 && (cpu_has("avx512_fp16") || cpu_has("amx_fp16"));
