@@ -128,7 +128,8 @@ static struct buckets *buckets_open(struct job *j, struct error *e)
 		return NULL;
 	}
 	for (int i = 0; i < BUCKETS && !e->status; i++) {
-		snprintf(b->name[i], PATH_MAX, "%.*s/%02d", PATH_MAX - 16, b->folder, i);
+		memcpy(b->name[i], b->folder, (size_t)n);
+		snprintf(b->name[i] + n, (size_t)(PATH_MAX - n), "/%02d", i);
 		b->operand[i] = b->name[i];
 		b->w[i] = writer_open(b->name[i], &j->header, 1, e);
 	}
