@@ -14,7 +14,7 @@
 #define SHORT_RECIPE(b, rate, warm) \
 	{.batch = b, .lr = rate, .lr_end = 0.02, .warmup = warm, .beta1 = 0.9, .beta2 = 0.96, .eps = 1e-8, \
 	 .decay = 4.5e-2, .v_max = 5, .clip = 4, .average_decay = 0.98, .average_every = 1, .bpe_dropout = 0.1, \
-	 .init = 0.5}
+	 .init = 1}
 
 static const struct dalle_preset presets[] = {
 	{"tiny",
@@ -24,7 +24,7 @@ static const struct dalle_preset presets[] = {
 	{"small",
 	 {.text_length = 32, .text_vocab = 2048, .grid_w = 8, .grid_h = 8, .image_vocab = 1024, .layers = 4, .width = 192,
 	  .heads = 6, .conv_k = 11},
-	 SHORT_RECIPE(64, 1.5e-3, 50)},
+	 SHORT_RECIPE(64, 3e-3, 40)},
 	{"1.2b", PAPER_SIZE(24, 2048, 32), PAPER_RECIPE(8, 4.5e-4)},
 	{"2.8b", PAPER_SIZE(64, 1920, 30), PAPER_RECIPE(4, 4.5e-4)},
 	{"5.6b", PAPER_SIZE(64, 2688, 42), PAPER_RECIPE(2, 4.5e-4)},
