@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BOTH (DVAE_ENCODER | DVAE_DECODER)
 
@@ -402,6 +403,38 @@ static void test_configuration(void)
 	CHECK(encode > 1e11 && encode < 1e12 && decode > encode, "operations: %g and %g", encode, decode);
 }
 
+/* A file of tensors with the published names and no metadata of ours, as OpenAI's weights are when converted. */
+static void test_foreign(void)
+{
+	struct dvae_config c = {.size = 256, .stem = 32, .hidden = 8, .initial = 6, .groups = 2, .blocks = 2, .codes = 9,
+	                        .kernel = 3, .post_gain = 0};
+	char path[] = "test-dvae-XXXXXX";
+	int fd = mkstemp(path);
+	struct dvae *d = make(&c, BOTH, f32, 1);
+	struct weights_part part = {.p = dvae_params(d), .which = BLOCK_W, .prefix = ""};
+	json_t *meta = json_object();
+	CHECK(fd >= 0 && close(fd) == 0 && weights_save(path, meta, &part, 1, NULL, &e) == 0, "saving: %s", e.text);
+	json_decref(meta);
+	struct dvae *encoder = dvae_load(path, DVAE_ENCODER, ops, f32, 1, &e);
+	struct dvae *decoder = dvae_load(path, DVAE_DECODER, ops, f32, 1, &e);
+	if (CHECK(encoder && decoder, "loading: %s", e.text)) {
+		const struct dvae_config *k = dvae_configuration(encoder);
+		CHECK(k->size == 256 && k->stem == 32 && k->groups == 2 && k->blocks == 2 && k->codes == 9 &&
+		      k->post_gain == 1.0 / 16, "configuration from shapes");
+		CHECK(strlen(dvae_id(encoder)) == ID_LENGTH && !strcmp(dvae_id(encoder), dvae_id(decoder)),
+		      "both halves have the file's identity");
+		uint8_t *rgb = pictures(1, 256);
+		int32_t a[16], b[16];
+		CHECK(dvae_encode(d, a, rgb, 1, &e) == 0 && dvae_encode(encoder, b, rgb, 1, &e) == 0 &&
+		      !memcmp(a, b, sizeof a), "the same codes");
+		free(rgb);
+	}
+	unlink(path);
+	dvae_free(d);
+	dvae_free(encoder);
+	dvae_free(decoder);
+}
+
 int main(void)
 {
 	char text[200];
@@ -424,6 +457,7 @@ int main(void)
 	test_calibration();
 	test_code_use();
 	test_configuration();
+	test_foreign();
 	ops->close(f32);
 	return check_done();
 }
