@@ -4,8 +4,8 @@
 #
 #	sh examples/quickstart.sh
 #
-# OUT=DIR  where results go (out)      JOBS=N  threads (all)
-# STEPS_DVAE, STEPS_DALLE, STEPS_CLIP  updates of the three trainings
+# OUT=DIR  where results go (out)
+# The numbers of updates follow from the speed of the machine; they stay in DIR/*.steps, to be changed by hand.
 set -eu
 cd "$(dirname "$0")/.."
 OUT=${OUT:-out}
@@ -36,12 +36,28 @@ cd "$OUT"
 
 # ---- how much training fits ----
 
-# With bf16 units (AMX, AVX512-BF16) an update costs a fraction; without them fewer are made.
+# fit NAME SECONDS MOST COMMAND...: into NAME.steps how many updates of a trainer take SECONDS here, at most MOST, by
+# timing a few.
+fit() {
+	name=$1 seconds=$2 most=$3
+	shift 3
+	[ -e "$name.steps" ] && return
+	rm -f fit.jsonl
+	"$@" -q -n 16 --log-every 4 --log fit.jsonl --restart -o fit.safetensors
+	sed -n 's/.*"step":\([0-9]*\),.*"seconds":\([0-9.e-]*\).*/\1 \2/p' fit.jsonl |
+		awk -v seconds="$seconds" -v most="$most" '
+			$1 == 4 { t = $2 }
+			$1 == 16 { n = int(seconds / (($2 - t) / 12) / 50) * 50 }
+			END { print n < 100 ? 100 : n > most ? most : n }' > "$name.steps"
+	rm -f fit.jsonl fit.safetensors
+	say "$name: $(cat "$name.steps") updates in about $seconds s on this machine, $most on a fast one"
+}
+
+# With bf16 units (AMX, AVX512-BF16) there is time for a larger transformer.
 if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
-	: "${STEPS_DVAE:=6000}" "${STEPS_DALLE:=3000}" "${STEPS_CLIP:=1500}"
+	size='--layers 6 --width 256 --heads 8'
 else
-	: "${STEPS_DVAE:=2500}" "${STEPS_DALLE:=900}" "${STEPS_CLIP:=450}"
-	say "this CPU has no bf16 units: training in f32 with fewer updates ($STEPS_DVAE, $STEPS_DALLE, $STEPS_CLIP)"
+	size=
 fi
 
 # stage NAME FILE 'PIPELINE': run it unless FILE is there; FILE appears only when it is whole.
@@ -67,19 +83,24 @@ for split in train combo cross novel; do
 done
 stage "vocabulary" words.bpe \
 	'cut -f2 emoji/train.tsv | bpe-train -q -k 2048 -o words.bpe'
-stage "dVAE" dvae.done \
-	"dvae-train -x small -n $STEPS_DVAE --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
+fit dvae 300 8000 dvae-train -x small train.pix
+stage "dVAE, $(cat dvae.steps) updates" dvae.done \
+	"dvae-train -x small -n $(cat dvae.steps) --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
 	: > dvae.done"
 for split in train combo cross novel; do
 	stage "tokens: $split" $split.tok \
 		"bpe-encode -m words.bpe $split.pix | dvae-encode -m dvae.safetensors -o $split.tok"
 done
-stage "transformer" dalle.done \
-	"dalle-train -x small -n $STEPS_DALLE --bpe words.bpe --eval combo.tok --eval-every 50 --patience 4 \\
-		--log dalle.jsonl -o dalle.safetensors train.tok
+dalle="dalle-train -x small $size --bpe words.bpe --token-dropout 0.1"
+fit dalle 420 900 $dalle train.tok
+stage "transformer, $(cat dalle.steps) updates" dalle.done \
+	"$dalle -n $(cat dalle.steps) --eval combo.tok --eval-every 50 --patience 4 --log dalle.jsonl -o dalle.safetensors train.tok
 	: > dalle.done"
-stage "CLIP" clip.done \
-	"bpe-encode -m words.bpe train.pix | clip-train -x small -n $STEPS_CLIP --log clip.jsonl -o clip.safetensors
+stage "captions of CLIP's pictures" train.clip \
+	'bpe-encode -m words.bpe -o train.clip train.pix'
+fit clip 200 3000 clip-train -x small train.clip
+stage "CLIP, $(cat clip.steps) updates" clip.done \
+	"clip-train -x small -n $(cat clip.steps) --log clip.jsonl -o clip.safetensors train.clip
 	: > clip.done"
 stage "16 samples of each held-out caption, ranked" ranked.pix \
 	'cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -n 16 |
