@@ -48,7 +48,7 @@ fit() {
 		awk -v seconds="$seconds" -v most="$most" '
 			$1 == 4 { t = $2 }
 			$1 == 16 { n = int(seconds / (($2 - t) / 12) / 50) * 50 }
-			END { print n < 100 ? 100 : n > most ? most : n }' > "$name.steps"
+			END { print (n < 100 ? 100 : n > most ? most : n) }' > "$name.steps"
 	rm -f fit.jsonl fit.safetensors
 	say "$name: $(cat "$name.steps") updates in about $seconds s on this machine, $most on a fast one"
 }
@@ -114,7 +114,7 @@ stage "sheet of samples" samples.png \
 	while read -r key; do
 		printf "%s\n" "$key" > wanted
 		cat combo.pix cross.pix | tok-split --match wanted
-		tok-split --match wanted ranked.pix | tok-cat -n 8
+		tok-split --match wanted ranked.pix | tok-cat -n 8 --drop text,image
 	done < shown | img-unpack --group --labels -g 9x -o samples.png'
 stage "loss curves" clip-curves.png \
 	'plot-log -t "dVAE: loss per value" -y loss,eval_loss --smooth 20 dvae.jsonl -o dvae-curves.png

@@ -155,6 +155,38 @@ static float floor_of(const struct dvae_fit *f)
 	return f->o.least_b > 0 ? (float)log(f->o.least_b) : -INFINITY;
 }
 
+/* Up to CALIBRATE_PICTURES of the shuffled data, which afterwards starts from its beginning again. */
+enum { CALIBRATE_PICTURES = 512 };
+
+static int calibrate(struct dvae_fit *f, uint64_t seed, struct error *e)
+{
+	size_t bytes = 3 * pixels_of(f->d, 1), n = 0, want = loader_records(f->o.data);
+	want = want < CALIBRATE_PICTURES ? want : CALIBRATE_PICTURES;
+	uint8_t *rgb = mem_alloc(want, bytes, e);
+	const struct record *r;
+	int status = rgb ? 0 : -1;
+	for (; !status && n < want; n++) {
+		status = loader_next(f->o.data, &r, 1, e) != 1 || dvae_fill_plain(f, &r, 1, e);
+		if (!status)
+			memcpy(rgb + n * bytes, f->rgb, bytes);
+	}
+	if (!status)
+		status = loader_restore(f->o.data, (struct loader_state){0, 0}, e) ||
+		         dvae_calibrate(f->d, rgb, n, f->o.calibrate, seed, e);
+	free(rgb);
+	return status ? -1 : 0;
+}
+
+static int fit_init(void *model, uint64_t seed, struct error *e)
+{
+	struct dvae_fit *f = model;
+	if (params_init(&f->d->params, seed, e))
+		return -1;
+	if (f->o.calibrate > 0 && f->o.data && loader_records(f->o.data))
+		return calibrate(f, seed, e);
+	return 0;
+}
+
 static int fit_step(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
                     struct error *e)
 {
@@ -169,9 +201,6 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 		.step = (uint32_t)s->step, .first_row = (uint64_t)s->part * tokens_of(f->d, f->d->batch),
 	};
 	if (dvae_fill_batch(f, s, batch, n, e))
-		return -1;
-	if (s->step == 0 && s->part == 0 && f->o.calibrate > 0 && 
-	    dvae_calibrate(f->d, f->rgb, n, f->o.calibrate, s->seed, e))
 		return -1;
 	if (dvae_loss_and_gradients(f->d, f->rgb, n, &p, &l, e) || code_use_add(&f->trained, f->d, n, e))
 		return -1;
@@ -263,6 +292,7 @@ void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t)
 	t->beta1 = 0.9f, t->beta2 = 0.999f, t->eps = 1e-8f, t->decay = 1e-4f;
 	t->average_decay = (float)f->o.schedule.average_decay;
 	t->average_every = 1;
+	t->init = fit_init;
 	t->lr = step_size;
 	t->step = fit_step;
 	t->preview = fit_preview;

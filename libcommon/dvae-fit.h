@@ -22,6 +22,7 @@ struct dvae_fit_options {
 	double usage_bonus;
 	double least_b;      /* b of the logit-Laplace below this counts as this; 0, the paper: no limit */
 	double calibrate;    /* entropy of the first posteriors in nats, see dvae_calibrate; 0: leave them to chance */
+	struct loader *data; /* where dvae_calibrate's pictures are from, borrowed; NULL, or a pipe of one pass: no calibration */
 	const char *preview; /* PNG file of originals over reconstructions, rewritten after each evaluation; NULL: none */
 };
 
@@ -56,10 +57,11 @@ int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const str
  * kl: nats per token.  Either array may be NULL.  Leaves hard reconstructions in rgb_out (n,S,S,3) when not NULL. */
 int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, double *distortion, double *kl,
                  uint8_t *rgb_out, struct error *e);
-/* Start the codebook from data instead of chance, in dvae-start.c: K of the encoder's output vectors over these n
- * pictures, far from each other, become prototypes; the encoder's last convolution gives minus their squared
- * distance, scaled so that the posterior has this entropy in nats, and the decoder's first gets a random projection
- * of them.  Every code then means something from the first update on. */
-int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double entropy, uint64_t seed, struct error *e);
+/* Start from data instead of chance, in dvae-start.c.  The K codes become the means of clusters of the encoder's
+ * output vectors over these pictures (pictures,S,S,3): the encoder's last convolution gives minus the squared distance to
+ * them, scaled so that the posterior has this entropy in nats, and the decoder's first a random projection of them.  The
+ * decoder's last convolution is then fitted to the pictures by least squares.  Weights in `w` and `t` are rewritten; d
+ * must have been made with DVAE_TRAINING. */
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e);
 
 #endif

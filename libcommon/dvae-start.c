@@ -1,6 +1,8 @@
-/* dvae-start.c - a codebook that starts from data.  With random weights the logits of all places share one large
- * part (the vectors behind the last ReLU are positive), a handful of codes wins everywhere, and short runs do not
- * recover.  Here each code starts as one of the encoder's own vectors. */
+/* dvae-start.c - a dVAE that starts from data.  With random weights the logits of all places share one large part
+ * (the vectors behind the last ReLU are positive), a handful of codes wins everywhere, and short runs do not recover.
+ * Here the codes start as the means of clusters (Lloyd's k-means) of the random encoder's own vectors, and the decoder's
+ * last convolution as the least-squares fit of the pictures from the hard codes: training begins at about the quality
+ * of vector-quantised patches and only improves on it. */
 #include "dvae-fit.h"
 
 #include <float.h>
@@ -12,64 +14,163 @@
 #include "dvae-net.h"
 #include "rng.h"
 
-enum { ENTROPY_ROWS = 256, BISECTIONS = 40 };
+enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 4096 };
 
 struct start {
+	struct dvae *d;
+	const uint8_t *rgb; /* (pictures, S, S, 3) */
+	size_t pictures, tokens; /* tokens of a picture */
 	size_t rows, C, K;
-	float *x;    /* (rows, C), centred */
-	double *mean; /* (C) */
-	double *far; /* (rows) squared distance to the nearest prototype so far */
-	size_t *at;  /* (K) rows that are prototypes */
+	float *x;       /* (rows, C) the encoder's vectors, centred */
+	double *mean;   /* (C) */
+	double *far;    /* (rows) squared distance to the nearest prototype so far */
+	float *prototype; /* (K, C) */
 	double *square; /* (K) |prototype|^2 */
+	int32_t *nearest; /* (rows) */
 };
+
+/* Pictures of the batch that starts at `from`. */
+static int batch_at(const struct start *s, size_t from)
+{
+	size_t left = s->pictures - from, most = (size_t)s->d->batch;
+	return (int)(left < most ? left : most);
+}
+
+static void encode_at(const struct start *s, size_t from, int n)
+{
+	size_t bytes = 3 * (size_t)(s->d->config.size * s->d->config.size);
+	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
+	dvae_forward_encoder(s->d, n);
+}
 
 static double distance(const float *a, const float *b, size_t n)
 {
 	float sum = 0;
+#pragma omp simd reduction(+ : sum)
 	for (size_t i = 0; i < n; i++)
 		sum += (a[i] - b[i]) * (a[i] - b[i]);
 	return sum;
 }
 
-static void centre(struct start *s)
+static void read_vectors(struct start *s)
 {
+	int n;
+	for (size_t from = 0; from < s->pictures; from += (size_t)n) {
+		n = batch_at(s, from);
+		encode_at(s, from, n);
+		s->d->ops->get(s->d->dev, s->x + from * s->tokens * s->C, s->d->enc_last,
+		               (size_t)n * s->tokens * s->C * sizeof *s->x);
+	}
 	for (size_t i = 0; i < s->rows * s->C; i++)
 		s->mean[i % s->C] += s->x[i] / (double)s->rows;
 	for (size_t i = 0; i < s->rows * s->C; i++)
 		s->x[i] -= (float)s->mean[i % s->C];
 }
 
+/* ---- clusters ---- */
+
 /* The row where the running sum of `far` passes u of its total; any row when all are prototypes already. */
-static size_t pick(const struct start *s, double u)
+static size_t pick(const struct start *s, size_t rows, double u)
 {
 	double total = 0, sum = 0;
-	for (size_t i = 0; i < s->rows; i++)
+	for (size_t i = 0; i < rows; i++)
 		total += s->far[i];
-	for (size_t i = 0; i < s->rows && total > 0; i++) {
+	for (size_t i = 0; i < rows && total > 0; i++) {
 		sum += s->far[i];
 		if (sum > u * total)
 			return i;
 	}
-	size_t i = (size_t)(u * (double)s->rows);
-	return i < s->rows ? i : s->rows - 1;
+	size_t i = (size_t)(u * (double)rows);
+	return i < rows ? i : rows - 1;
 }
 
-/* Drawn one after the other with probability proportional to the squared distance from those there are. */
+static const float *spread_row(const struct start *s, size_t i, size_t n)
+{
+	return s->x + i * s->rows / n * s->C;
+}
+
+/* First prototypes: of SEED_ROWS rows spread over the data, drawn one after the other with probability proportional
+ * to the squared distance from those there are (k-means++). */
 static void choose(struct start *s, uint64_t seed)
 {
-	for (size_t i = 0; i < s->rows; i++)
+	size_t n = s->rows < SEED_ROWS ? s->rows : SEED_ROWS;
+	for (size_t i = 0; i < n; i++)
 		s->far[i] = 1;
 	for (size_t k = 0; k < s->K; k++) {
-		const float *p = s->x + s->C * (s->at[k] = pick(s, rng_unit(seed, RNG_INIT, 1, k)));
-		s->square[k] = 0;
-		for (size_t c = 0; c < s->C; c++)
-			s->square[k] += (double)p[c] * p[c];
-		for (size_t i = 0; i < s->rows; i++) {
-			double far = distance(s->x + s->C * i, p, s->C);
+		float *p = s->prototype + k * s->C;
+		memcpy(p, spread_row(s, pick(s, n, rng_unit(seed, RNG_INIT, 1, k)), n), s->C * sizeof *p);
+		for (size_t i = 0; i < n; i++) {
+			double far = distance(spread_row(s, i, n), p, s->C);
 			s->far[i] = k == 0 || far < s->far[i] ? far : s->far[i];
 		}
 	}
 }
+
+static void square_all(struct start *s)
+{
+	for (size_t k = 0; k < s->K; k++) {
+		s->square[k] = 0;
+		for (size_t c = 0; c < s->C; c++)
+			s->square[k] += (double)s->prototype[k * s->C + c] * s->prototype[k * s->C + c];
+	}
+}
+
+/* The nearest prototype of every row, by the encoder's own last convolution: x p - |p|^2 / 2 is largest there. */
+static int assign(struct start *s, struct error *e)
+{
+	struct dvae *d = s->d;
+	size_t block = (size_t)d->batch * s->tokens;
+	float *b = mem_alloc(s->K, sizeof *b, e);
+	if (!b)
+		return -1;
+	square_all(s);
+	for (size_t k = 0; k < s->K; k++)
+		b[k] = (float)(-0.5 * s->square[k]);
+	d->ops->put(d->dev, d->enc_out.w->w, s->prototype, s->K * s->C * sizeof *s->prototype);
+	d->ops->put(d->dev, d->enc_out.b->w, b, s->K * sizeof *b);
+	for (size_t from = 0; from < s->rows; from += block) {
+		size_t n = s->rows - from < block ? s->rows - from : block;
+		d->ops->put(d->dev, d->enc_last, s->x + from * s->C, n * s->C * sizeof *s->x);
+		d->ops->linear_fwd(d->dev, d->logits, d->enc_last, d->enc_out.w->w, d->enc_out.b->w, n, (int)s->C, (int)s->K,
+		                   OP_F32);
+		d->ops->argmax(d->dev, d->argmax, d->logits, n, (int)s->K);
+		d->ops->get(d->dev, s->nearest + from, d->argmax, n * sizeof *s->nearest);
+	}
+	free(b);
+	return device_check(d->ops, d->dev, e);
+}
+
+/* Prototypes to the means of their rows; one without rows stays. */
+static int move_to_means(struct start *s, struct error *e)
+{
+	double *sum = mem_zero(s->K, s->C * sizeof *sum, e);
+	size_t *count = mem_zero(s->K, sizeof *count, e);
+	for (size_t i = 0; sum && count && i < s->rows; i++) {
+		size_t k = (size_t)s->nearest[i];
+		count[k]++;
+		for (size_t c = 0; c < s->C; c++)
+			sum[k * s->C + c] += s->x[i * s->C + c];
+	}
+	for (size_t i = 0; sum && count && i < s->K * s->C; i++)
+		if (count[i / s->C])
+			s->prototype[i] = (float)(sum[i] / (double)count[i / s->C]);
+	int status = sum && count ? 0 : -1;
+	free(sum);
+	free(count);
+	return status;
+}
+
+static int cluster(struct start *s, uint64_t seed, struct error *e)
+{
+	choose(s, seed);
+	for (int i = 0; i < LLOYD; i++)
+		if (assign(s, e) || move_to_means(s, e))
+			return -1;
+	square_all(s);
+	return 0;
+}
+
+/* ---- the encoder's end, the decoder's beginning ---- */
 
 /* Entropy of softmax(scale * score). */
 static double entropy_of(const double *score, size_t n, double scale)
@@ -85,14 +186,14 @@ static double entropy_of(const double *score, size_t n, double scale)
 	return log(sum) - weighted / sum;
 }
 
-/* The scale at which posteriors have the wanted mean entropy over some rows that are no prototypes themselves. */
+/* The scale at which posteriors have the wanted mean entropy over some rows. */
 static double find_scale(const struct start *s, double entropy, double *scores)
 {
 	size_t n = s->rows < ENTROPY_ROWS ? s->rows : ENTROPY_ROWS;
 	for (size_t i = 0; i < n; i++) {
-		const float *x = s->x + s->C * (i * s->rows / n);
+		const float *x = spread_row(s, i, n);
 		for (size_t k = 0; k < s->K; k++)
-			scores[i * s->K + k] = -0.5 * distance(x, s->x + s->C * s->at[k], s->C);
+			scores[i * s->K + k] = -0.5 * distance(x, s->prototype + s->C * k, s->C);
 	}
 	double low = -30, high = 30; /* of ln scale */
 	for (int step = 0; step < BISECTIONS; step++) {
@@ -107,13 +208,14 @@ static double find_scale(const struct start *s, double entropy, double *scores)
 	return exp(low);
 }
 
-static int put_encoder(struct dvae *d, const struct start *s, double scale, struct error *e)
+static int put_encoder(const struct start *s, double scale, struct error *e)
 {
+	struct dvae *d = s->d;
 	float *w = mem_alloc(s->K, (s->C + 1) * sizeof *w, e), *b = w + s->K * s->C;
 	if (!w)
 		return -1;
 	for (size_t k = 0; k < s->K; k++) {
-		const float *p = s->x + s->C * s->at[k];
+		const float *p = s->prototype + s->C * k;
 		double bias = -0.5 * s->square[k];
 		for (size_t c = 0; c < s->C; c++) {
 			w[k * s->C + c] = (float)(scale * p[c]);
@@ -129,8 +231,9 @@ static int put_encoder(struct dvae *d, const struct start *s, double scale, stru
 }
 
 /* Codebook vectors of unit variance, so that the decoder's first block sees what it is initialised for. */
-static int put_decoder(struct dvae *d, const struct start *s, uint64_t seed, struct error *e)
+static int put_decoder(const struct start *s, uint64_t seed, struct error *e)
 {
+	struct dvae *d = s->d;
 	size_t I = (size_t)d->config.initial;
 	float *project = mem_alloc(I * s->C, sizeof *project, e), *w = mem_alloc(I * s->K, sizeof *w, e);
 	double squares = 0;
@@ -141,7 +244,7 @@ static int put_decoder(struct dvae *d, const struct start *s, uint64_t seed, str
 	if (!status)
 		rng_normal(project, I * s->C, (float)unit, seed, RNG_INIT, 2);
 	for (size_t i = 0; !status && i < I * s->K; i++) {
-		const float *p = s->x + s->C * s->at[i % s->K], *q = project + i / s->K * s->C;
+		const float *p = s->prototype + s->C * (i % s->K), *q = project + i / s->K * s->C;
 		w[i] = 0;
 		for (size_t c = 0; c < s->C; c++)
 			w[i] += p[c] * q[c];
@@ -155,31 +258,187 @@ static int put_decoder(struct dvae *d, const struct start *s, uint64_t seed, str
 	return status;
 }
 
-int dvae_calibrate(struct dvae *d, const uint8_t *rgb, int n, double entropy, uint64_t seed, struct error *e)
+/* ---- the decoder's end ---- */
+
+/* Sums over all places: features f (C, after the last ReLU), targets t (3ss logits of a block's pixels). */
+struct fit {
+	size_t n, C, T;   /* places; features; 6ss, of which the first half is fitted (mu) and the rest is 0 (ln b) */
+	float *gram;      /* device (C, C) sum f f' */
+	float *cross;     /* device (T, C) sum t f' */
+	float *f_sum, *t_sum; /* device (C), (T) */
+	double *squares;  /* host (T / 2) sum t^2 */
+};
+
+static float logit(float x)
 {
-	size_t S = (size_t)d->config.size;
-	struct start s = {.rows = (size_t)n * (size_t)d->grid * (size_t)d->grid, .C = (size_t)d->enc_out.in,
-	                  .K = (size_t)d->config.codes};
-	s.x = mem_alloc(s.rows * s.C, sizeof *s.x, e);
+	return logf(x / (1 - x));
+}
+
+/* Add the places of one batch, decoded from hard codes. */
+static int fit_add(struct fit *fit, const struct start *s, size_t from, int n, float *host)
+{
+	struct dvae *d = s->d;
+	const struct ops *o = d->ops;
+	size_t rows = (size_t)n * (size_t)(d->side * d->side), half = fit->T / 2;
+	encode_at(s, from, n);
+	o->argmax(d->dev, d->argmax, d->logits, (size_t)n * s->tokens, (int)s->K);
+	o->onehot(d->dev, d->z, d->argmax, (size_t)n * s->tokens, (int)s->K);
+	dvae_forward_decoder(d, n);
+	float *phi = host + rows * fit->T; /* (rows, T / 2) */
+	o->get(d->dev, phi, d->patches, rows * half * sizeof *phi);
+	for (size_t i = 0; i < rows * fit->T; i++) {
+		size_t t = i % fit->T;
+		host[i] = t < half ? logit(phi[i / fit->T * half + t]) : 0;
+		if (t < half)
+			fit->squares[t] += (double)host[i] * host[i];
+	}
+	o->put(d->dev, d->out_patches, host, rows * fit->T * sizeof *host);
+	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1);
+	o->linear_bwd(d->dev, NULL, fit->cross, fit->t_sum, d->dt, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
+	              (int)fit->T, 0);
+	o->linear_bwd(d->dev, NULL, fit->gram, fit->f_sum, d->dec_last, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
+	              (int)fit->C, 0);
+	fit->n += rows;
+	return 0;
+}
+
+/* In place: the lower triangle of a (n, n) becomes L, a = L L'.  0, or -1 when a is not positive definite. */
+static int cholesky(double *a, size_t n)
+{
+	for (size_t j = 0; j < n; j++) {
+		for (size_t k = 0; k < j; k++)
+			for (size_t i = j; i < n; i++)
+				a[i * n + j] -= a[i * n + k] * a[j * n + k];
+		if (!(a[j * n + j] > 0))
+			return -1;
+		double root = sqrt(a[j * n + j]);
+		for (size_t i = j; i < n; i++)
+			a[i * n + j] /= root;
+	}
+	return 0;
+}
+
+/* x = (L L')^-1 x */
+static void cholesky_solve(const double *l, double *x, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		for (size_t k = 0; k < i; k++)
+			x[i] -= l[i * n + k] * x[k];
+		x[i] /= l[i * n + i];
+	}
+	for (size_t i = n; i-- > 0;) {
+		for (size_t k = i + 1; k < n; k++)
+			x[i] -= l[k * n + i] * x[k];
+		x[i] /= l[i * n + i];
+	}
+}
+
+/* Covariance of the features with a ridge of a thousandth of its mean, factored. */
+static int factor(const struct fit *fit, const float *gram, const float *f_sum, double *a)
+{
+	double trace = 0, n = (double)fit->n;
+	for (size_t i = 0; i < fit->C * fit->C; i++)
+		a[i] = gram[i] - (double)f_sum[i / fit->C] * f_sum[i % fit->C] / n;
+	for (size_t i = 0; i < fit->C; i++)
+		trace += a[i * fit->C + i];
+	for (size_t i = 0; i < fit->C; i++)
+		a[i * fit->C + i] += 1e-3 * trace / (double)fit->C + 1e-12;
+	return cholesky(a, fit->C);
+}
+
+/* Row t of the last convolution: mu = w f + b with least squares; for ln b a constant, the Laplace scale of the rest. */
+static void solve_row(const struct fit *fit, const double *a, size_t t, const float *cross, const float *f_sum,
+                      const float *t_sum, double *x, float *w, float *b)
+{
+	double n = (double)fit->n, rest = fit->squares[t] - (double)t_sum[t] * t_sum[t] / n, mean = t_sum[t] / n;
+	for (size_t c = 0; c < fit->C; c++)
+		x[c] = cross[t * fit->C + c] - (double)t_sum[t] * f_sum[c] / n;
+	cholesky_solve(a, x, fit->C);
+	for (size_t c = 0; c < fit->C; c++) {
+		rest -= x[c] * (cross[t * fit->C + c] - (double)t_sum[t] * f_sum[c] / n);
+		mean -= x[c] * f_sum[c] / n;
+		w[t * fit->C + c] = (float)x[c];
+	}
+	b[t] = (float)mean;
+	b[t + fit->T / 2] = (float)(0.5 * log(fmax(rest / n, 1e-4) / 2));
+}
+
+static int fit_solve(const struct fit *fit, struct dvae *d, struct error *e)
+{
+	size_t C = fit->C, T = fit->T;
+	float *host = mem_alloc(C * C + T * C + C + T, sizeof *host, e), *w = mem_zero(T * C + T, sizeof *w, e);
+	double *a = mem_alloc(C * C + C, sizeof *a, e);
+	int status = host && w && a ? 0 : -1;
+	if (!status) {
+		float *cross = host + C * C, *f_sum = cross + T * C, *t_sum = f_sum + C;
+		d->ops->get(d->dev, host, fit->gram, C * C * sizeof *host);
+		d->ops->get(d->dev, cross, fit->cross, T * C * sizeof *host);
+		d->ops->get(d->dev, f_sum, fit->f_sum, C * sizeof *host);
+		d->ops->get(d->dev, t_sum, fit->t_sum, T * sizeof *host);
+		if (factor(fit, host, f_sum, a) == 0) { /* else the features say nothing: chance stays */
+			for (size_t t = 0; t < T / 2; t++)
+				solve_row(fit, a, t, cross, f_sum, t_sum, a + C * C, w, w + T * C);
+			d->ops->put(d->dev, d->dec_out.w->w, w, T * C * sizeof *w);
+			d->ops->put(d->dev, d->dec_out.b->w, w + T * C, T * sizeof *w);
+		}
+		status = device_check(d->ops, d->dev, e);
+	}
+	free(host);
+	free(w);
+	free(a);
+	return status;
+}
+
+static int fit_decoder(const struct start *s, struct error *e)
+{
+	struct dvae *d = s->d;
+	struct fit f = {.C = (size_t)d->dec_out.in, .T = (size_t)d->dec_out.out};
+	size_t rows = (size_t)d->batch * (size_t)(d->side * d->side);
+	float *host = mem_alloc(rows, (f.T + f.T / 2) * sizeof *host, e);
+	f.squares = mem_zero(f.T / 2, sizeof *f.squares, e);
+	f.gram = device_alloc(d->ops, d->dev, (f.C * f.C + f.T * f.C + f.C + f.T) * sizeof *f.gram, "start of the decoder", e);
+	int n, status = host && f.squares && f.gram ? 0 : -1;
+	if (!status) {
+		f.cross = f.gram + f.C * f.C, f.f_sum = f.cross + f.T * f.C, f.t_sum = f.f_sum + f.C;
+		for (size_t from = 0; from < s->pictures; from += (size_t)n)
+			fit_add(&f, s, from, n = batch_at(s, from), host);
+		status = fit_solve(&f, d, e);
+	}
+	if (f.gram)
+		d->ops->release(d->dev, f.gram);
+	free(f.squares);
+	free(host);
+	return status;
+}
+
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e)
+{
+	struct start s = {.d = d, .rgb = rgb, .pictures = pictures, .tokens = (size_t)d->grid * (size_t)d->grid,
+	                  .C = (size_t)d->enc_out.in, .K = (size_t)d->config.codes};
+	s.rows = pictures * s.tokens;
+	s.x = mem_alloc(s.rows, s.C * sizeof *s.x, e);
 	s.mean = mem_zero(s.C, sizeof *s.mean, e);
 	s.far = mem_alloc(s.rows, sizeof *s.far, e);
-	s.at = mem_alloc(s.K, sizeof *s.at, e);
+	s.prototype = mem_alloc(s.K, s.C * sizeof *s.prototype, e);
 	s.square = mem_alloc(s.K, sizeof *s.square, e);
+	s.nearest = mem_alloc(s.rows, sizeof *s.nearest, e);
 	double *scores = mem_alloc(s.K * ENTROPY_ROWS, sizeof *scores, e);
-	int status = s.x && s.mean && s.far && s.at && s.square && scores ? 0 : -1;
+	int status = s.x && s.mean && s.far && s.prototype && s.square && s.nearest && scores ? 0 : -1;
 	if (!status) {
-		d->ops->put(d->dev, d->rgb, rgb, 3 * S * S * (size_t)n);
-		dvae_forward_encoder(d, n);
-		d->ops->get(d->dev, s.x, d->enc_last, s.rows * s.C * sizeof *s.x);
-		centre(&s);
-		choose(&s, seed);
-		status = put_encoder(d, &s, find_scale(&s, entropy, scores), e) || put_decoder(d, &s, seed, e) ? -1 : 0;
+		read_vectors(&s);
+		status = cluster(&s, seed, e) || put_encoder(&s, find_scale(&s, entropy, scores), e) ||
+		         put_decoder(&s, seed, e);
+	}
+	if (!status) {
+		params_refresh(&d->params);
+		status = fit_decoder(&s, e);
 	}
 	free(s.x);
 	free(s.mean);
 	free(s.far);
-	free(s.at);
+	free(s.prototype);
 	free(s.square);
+	free(s.nearest);
 	free(scores);
-	return status;
+	return status ? -1 : 0;
 }

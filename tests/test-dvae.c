@@ -298,9 +298,9 @@ static void test_batches(void)
 	move_biases(dvae_params(one));
 	move_biases(dvae_params(many));
 	move_biases(dvae_params(trained));
-	dvae_calibrate(many, rgb, N, 0.5, 3, &e);
-	copy_weights(one, many);
-	copy_weights(trained, many);
+	CHECK(dvae_calibrate(trained, rgb, N, 0.5, 3, &e) == 0, "calibrate: %s", e.text);
+	copy_weights(one, trained);
+	copy_weights(many, trained);
 	CHECK(dvae_encode(many, codes, rgb, N, &e) == 0, "encode: %s", e.text);
 	CHECK(dvae_decode(many, whole, codes, N, &e) == 0, "decode: %s", e.text);
 	CHECK(dvae_encode(trained, again, rgb, N, &e) == 0 && !memcmp(codes, again, sizeof codes),

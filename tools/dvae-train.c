@@ -32,7 +32,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "tau-steps", &fit.schedule.tau_span, 0, 1e12, "X", "updates of that schedule, up to 1: share of all"),
 	OPT_REAL(0, "average", &fit.schedule.average_decay, 0, 0.999999, "X", "decay of the averaged weights"),
 	OPT_REAL(0, "usage-bonus", &fit.usage_bonus, 0, 1e3, "X", "weight of the mean code distribution's entropy, fading out"),
-	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X", "start the codebook from data, posteriors of X nats; 0 from chance"),
+	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X", "start from clusters of the data, posteriors of X nats; 0 from chance"),
 	OPT_REAL(0, "least-b", &fit.least_b, 0, 100, "X", "scale of the likelihood below which errors do not count more, 0: none"),
 	OPT_CHOICE(0, "augment", &augment, DVAE_AUGMENTS, "what is done to the pictures"),
 	OPT_STRING(0, "preview", &fit.preview, "FILE", "PNG of originals over reconstructions, after each evaluation"),
@@ -72,6 +72,7 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 static int train_fit(struct dvae *d, struct loader *data, int argc, char **argv, struct error *e)
 {
 	struct trainee trainee = {0};
+	fit.data = data;
 	struct dvae_fit *f = dvae_fit_new(d, &fit, loader_name(data), e);
 	int status = STATUS_FAIL;
 	if (!f)
