@@ -55,7 +55,7 @@ fit() {
 
 # With bf16 units (AMX, AVX512-BF16) there is time for a larger transformer.
 if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
-	size='--layers 6 --width 256 --heads 8'
+	size='--layers 6 --width 256 --heads 8 --token-dropout 0.1'
 else
 	size=
 fi
@@ -83,7 +83,7 @@ for split in train combo cross novel; do
 done
 stage "vocabulary" words.bpe \
 	'cut -f2 emoji/train.tsv | bpe-train -q -k 2048 -o words.bpe'
-fit dvae 300 8000 dvae-train -x small train.pix
+fit dvae 280 8000 dvae-train -x small train.pix
 stage "dVAE, $(cat dvae.steps) updates" dvae.done \
 	"dvae-train -x small -n $(cat dvae.steps) --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
 	: > dvae.done"
@@ -91,14 +91,14 @@ for split in train combo cross novel; do
 	stage "tokens: $split" $split.tok \
 		"bpe-encode -m words.bpe $split.pix | dvae-encode -m dvae.safetensors -o $split.tok"
 done
-dalle="dalle-train -x small $size --bpe words.bpe --token-dropout 0.1"
-fit dalle 420 900 $dalle train.tok
+dalle="dalle-train -x small $size --bpe words.bpe"
+fit dalle 540 900 $dalle train.tok
 stage "transformer, $(cat dalle.steps) updates" dalle.done \
 	"$dalle -n $(cat dalle.steps) --eval combo.tok --eval-every 50 --patience 4 --log dalle.jsonl -o dalle.safetensors train.tok
 	: > dalle.done"
 stage "captions of CLIP's pictures" train.clip \
 	'bpe-encode -m words.bpe -o train.clip train.pix'
-fit clip 200 3000 clip-train -x small train.clip
+fit clip 180 3000 clip-train -x small train.clip
 stage "CLIP, $(cat clip.steps) updates" clip.done \
 	"clip-train -x small -n $(cat clip.steps) --log clip.jsonl -o clip.safetensors train.clip
 	: > clip.done"
@@ -131,7 +131,7 @@ measure_tokens() {
 		psnr=$(dvae-decode -m dvae.safetensors $split.tok | img-diff $split.pix - | awk '$1 == "psnr" { print $2 }')
 		codes=$(tok-info $split.tok | sed -n 's/^image codes[^0-9]*\([0-9]*\) of.*perplexity \([0-9.]*\).*/\1 \2/p')
 		own=$(dalle-score -m dalle.safetensors --summary $split.tok)
-		other=$(dalle-score -m dalle.safetensors --summary --rotate-captions $split.tok)
+		other=$(tok-shuf $split.tok | dalle-score -m dalle.safetensors --summary --rotate-captions)
 		printf '%-6s %8.2f %11d %11.1f %11.3f %11.3f %11.3f %11.3f\n' $split "$psnr" $codes \
 			"$(echo "$own" | field nll_text)" "$(echo "$other" | field nll_text)" \
 			"$(echo "$own" | field nll_image)" "$(echo "$other" | field nll_image)"
@@ -143,7 +143,7 @@ measure_retrieval() {
 	printf '%-6s captions that find their picture among all %d: R@1 %%, R@5 %%\n' split "$(tok-dump --fields key all.pix | wc -l)"
 	for split in train combo cross novel; do
 		bpe-encode -m words.bpe $split.pix | clip-rank -m clip.safetensors --retrieval --among all.pix |
-			awk -v split=$split '$1 == "caption" { printf "%-6s %6.1f %6.1f\n", split, $4, $5 }'
+			awk -v name=$split '$1 == "caption" { printf "%-6s %6.1f %6.1f\n", name, $4, $5 }'
 	done
 }
 
