@@ -43,11 +43,11 @@ fit() {
 	shift 3
 	[ -e "$name.steps" ] && return
 	rm -f fit.jsonl
-	"$@" -q -n 16 --log-every 4 --log fit.jsonl --restart -o fit.safetensors
+	"$@" -q -n 24 --log-every 8 --log fit.jsonl --restart -o fit.safetensors
 	sed -n 's/.*"step":\([0-9]*\),.*"seconds":\([0-9.e-]*\).*/\1 \2/p' fit.jsonl |
 		awk -v seconds="$seconds" -v most="$most" '
-			$1 == 4 { t = $2 }
-			$1 == 16 { n = int(seconds / (($2 - t) / 12) / 50) * 50 }
+			$1 == 8 { t = $2 }
+			$1 == 24 { n = int(seconds / (($2 - t) / 16) / 50) * 50 }
 			END { print (n < 100 ? 100 : n > most ? most : n) }' > "$name.steps"
 	rm -f fit.jsonl fit.safetensors
 	say "$name: $(cat "$name.steps") updates in about $seconds s on this machine, $most on a fast one"
