@@ -103,7 +103,7 @@ stage "CLIP, $(cat clip.steps) updates" clip.done \
 	"clip-train -x small -n $(cat clip.steps) --log clip.jsonl -o clip.safetensors train.clip
 	: > clip.done"
 stage "16 samples of each held-out caption, ranked" ranked.pix \
-	'cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -n 16 |
+	'cat combo.tok cross.tok | dalle-sample -m dalle.safetensors -t 0.7 -n 16 |
 		dvae-decode -m dvae.safetensors | clip-rank -m clip.safetensors -o ranked.pix'
 
 # ---- what came out ----
