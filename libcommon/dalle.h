@@ -1,5 +1,5 @@
 /* dalle.h - the transformer over one sequence of text and image tokens (recipe C): embedding layout C9, the
- * stack of block.h, two untied output heads, and the loss C19/C20.  Training glue is in dalle_train.h, sampling
+ * stack of block.h, two untied output heads, and the loss C19/C20.  Training glue is in dalle-train.h, sampling
  * in sample.h.
  *
  * Sequence of S = N_T + N_I states, each predicting the next item:
@@ -17,7 +17,7 @@
 
 #include "arena.h"
 #include "block.h"
-#include "dalle_config.h"
+#include "dalle-config.h"
 #include "weights.h"
 
 /* One sequence: borrowed tokens.  A caption longer than N_T - 1 is cut (and counted in dalle.cut). */

@@ -1,5 +1,5 @@
 /* dalle-train - records with text and image tokens -> transformer (recipe C). */
-#include "../libcommon/dalle_train.h"
+#include "../libcommon/dalle-train.h"
 #include "../libcommon/device.h"
 #include "../libcommon/filter.h"
 

@@ -1,4 +1,4 @@
-/* dalle_train.h - what the shared training loop (train.h) needs to train a transformer: batches with BPE dropout
+/* dalle-train.h - what the shared training loop (train.h) needs to train a transformer: batches with BPE dropout
  * and caption dropout, step sizes, losses. */
 #ifndef DALLE_TRAIN_H
 #define DALLE_TRAIN_H

@@ -1,5 +1,5 @@
-/* dalle_train.c - see dalle_train.h. */
-#include "dalle_train.h"
+/* dalle-train.c - see dalle-train.h. */
+#include "dalle-train.h"
 
 #include "hash.h"
 #include "rng.h"

@@ -1,5 +1,5 @@
-/* dalle_config.c - see dalle_config.h. */
-#include "dalle_config.h"
+/* dalle-config.c - see dalle-config.h. */
+#include "dalle-config.h"
 
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* dalle_config.h - sizes and training recipe of the transformer (recipe C1-C29): presets, the paper's layer
+/* dalle-config.h - sizes and training recipe of the transformer (recipe C1-C29): presets, the paper's layer
  * schedule, and the JSON that model files carry. */
 #ifndef DALLE_CONFIG_H
 #define DALLE_CONFIG_H
