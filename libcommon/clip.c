@@ -58,7 +58,7 @@ int clip_preset(const char *name, struct clip_config *c, struct error *e)
 			return 0;
 		}
 	}
-	return fail(e, STATUS_USAGE, "no preset '%s', expected tiny, small or vit-b-32", name);
+	return fail(e, STATUS_USAGE, "preset '%s' is unknown, expected tiny, small or vit-b-32", name);
 }
 
 /* Names and places of the integer fields: one list for writing and reading. */

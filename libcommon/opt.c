@@ -300,7 +300,7 @@ const char *opt_early(const struct tool *tool, int argc, char **argv, const char
 			continue;
 		if (!v && i + 1 < argc)
 			v = argv[++i];
-		if (strcmp(o->name, name) == 0)
+		if (v && strcmp(o->name, name) == 0) /* opt_parse tells of a value that is missing */
 			value = v;
 	}
 	return value;

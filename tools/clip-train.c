@@ -84,7 +84,7 @@ int main(int argc, char **argv)
 	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)
 		return finish(status);
-	if (!train.output)
+	if (!train.output && !train.dry_run)
 		return finish(opt_misuse("-o MODEL is needed"));
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;

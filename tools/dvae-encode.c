@@ -109,7 +109,7 @@ int main(int argc, char **argv)
 	if (status >= 0)
 		return finish(status);
 	if (!model_path)
-		return finish(opt_misuse("no model: give -m MODEL"));
+		return finish(opt_misuse("-m MODEL is needed"));
 	if (filter_open(&f, argc, argv, first, &e) == 0 && device_open(&run, &ops, &dev, &e) == 0 &&
 	    encoder_open(&encoder, ops, dev, &e) == 0)
 		run_filter(&f, &encoder, &e);

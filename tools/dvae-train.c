@@ -42,19 +42,19 @@ static const struct opt options[] = {
 static const struct tool tool = {"dvae-train", "-o MODEL [OPTION]... [FILE]...",
                                  "Train a discrete VAE on the pixels of records", options};
 
-/* The preset's fields become the defaults that options override. */
+/* The preset's fields become the defaults that options override: -1 to go on, or the exit status. */
 static int apply_preset(const char *name)
 {
-	const struct dvae_preset *p = name ? dvae_preset(name) : NULL;
+	const struct dvae_preset *p = dvae_preset(name);
 	if (!p)
-		return -1;
+		return opt_misuse("preset '%s' is unknown, expected " DVAE_PRESETS, name);
 	config = p->config;
 	fit.schedule = p->schedule;
 	fit.usage_bonus = p->usage_bonus;
 	fit.calibrate = p->calibrate;
 	fit.least_b = p->least_b;
 	run.batch = p->batch;
-	return 0;
+	return -1;
 }
 
 /* The picture size, when it is not given, is the data's. */
@@ -104,13 +104,14 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
-	if (apply_preset(opt_early(&tool, argc, argv, "preset", preset))) {
-		program_name = tool.name;
-		return finish(opt_misuse("no such preset, expected " DVAE_PRESETS));
-	}
-	int first, status = opt_parse(&tool, argc, argv, &first);
+	program_name = tool.name;
+	int first, status = apply_preset(opt_early(&tool, argc, argv, "preset", preset));
+	if (status < 0)
+		status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)
 		return finish(status);
+	if (!train.output && !train.dry_run)
+		return finish(opt_misuse("-o MODEL is needed"));
 	fit.augment = (enum dvae_augment)augment;
 	if (train.lr > 0)
 		fit.schedule.lr = train.lr;

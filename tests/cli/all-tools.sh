@@ -84,6 +84,10 @@ check_generic() {
 	one_line "$t --no-such-option"
 	grep -q "^$t: .*no-such-option" err || no "$t --no-such-option: says $(cat err)"
 	[ -s out ] && no "$t --no-such-option: wrote on stdout"
+	options "$t" | awk '$3 != "-" { print $2 }' >valued
+	while read -r name; do
+		run 2 "$t" "--$name" && one_line "$t --$name without its value"
+	done <valued
 	timeout 60 "$t" --help >/dev/full 2>err && no "$t --help to a full device: status 0"
 	check_manual "$t"
 	check_numbers "$t"

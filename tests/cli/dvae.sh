@@ -86,7 +86,7 @@ head -c 300 all.tok >cut.tok
 refused "a cut stream" 'cut.tok' dvae-decode -m whole.st cut.tok
 for t in dvae-encode dvae-decode; do
 	$t all.pix >/dev/null 2>err && bad "$t without a model"
-	[ $? = 2 ] || grep -q 'give -m' err || bad "$t without a model: $(cat err)"
+	[ $? = 2 ] && grep -q -- '-m MODEL is needed' err || bad "$t without a model: $(cat err)"
 done
 dvae-train -x huge -o none.st all.pix 2>/dev/null
 [ $? = 2 ] || bad "unknown preset: expected status 2"
