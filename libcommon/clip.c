@@ -75,6 +75,41 @@ json_t *clip_config_json(const struct clip_config *c)
 	return j;
 }
 
+static int64_t patches(const struct clip_config *c)
+{
+	return c->size / c->patch * (c->size / c->patch);
+}
+
+enum { MAX_SIZE = 1 << 16 }; /* of widths and of the context */
+
+static int check_tower(const char *which, int64_t width, int64_t layers, int64_t heads, struct error *e)
+{
+	if (width < 1 || width > MAX_SIZE)
+		return fail(e, STATUS_BAD, "%s width %lld is out of range, expected 1 to %d", which, (long long)width, MAX_SIZE);
+	if (layers < 1 || layers > STACK_MAX_LAYERS)
+		return fail(e, STATUS_BAD, "%lld %s layers, expected 1 to %d", (long long)layers, which, STACK_MAX_LAYERS);
+	if (heads < 1 || width % heads)
+		return fail(e, STATUS_BAD, "%s width %lld is not a multiple of %lld heads", which, (long long)width,
+		            (long long)heads);
+	return 0;
+}
+
+static int check_config(const struct clip_config *c, struct error *e)
+{
+	if (c->size < 1 || c->size > 4096 || c->patch < 1 || c->size % c->patch)
+		return fail(e, STATUS_BAD, "picture size %lld is not a multiple of the patch %lld", (long long)c->size,
+		            (long long)c->patch);
+	if (c->context < 2 || c->context > MAX_SIZE || c->vocabulary < 3 || c->vocabulary > 1 << 24)
+		return fail(e, STATUS_BAD, "context %lld or vocabulary %lld is out of range", (long long)c->context,
+		            (long long)c->vocabulary);
+	if (c->embed < 1 || c->embed > MAX_SIZE)
+		return fail(e, STATUS_BAD, "shared width %lld is out of range, expected 1 to %d", (long long)c->embed,
+		            MAX_SIZE);
+	if (check_tower("image", c->image_width, c->image_layers, c->image_heads, e))
+		return -1;
+	return check_tower("text", c->text_width, c->text_layers, c->text_heads, e);
+}
+
 static int config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
 {
 	struct clip_config r = {0};
@@ -85,26 +120,9 @@ static int config_from_json(struct clip_config *c, const json_t *j, const char *
 	FIELDS(GET)
 #undef GET
 	*c = r;
-	return 0;
-}
-
-static int64_t patches(const struct clip_config *c)
-{
-	return c->size / c->patch * (c->size / c->patch);
-}
-
-static int check_config(const struct clip_config *c, struct error *e)
-{
-	const int64_t big = 1 << 16;
-	if (c->size < 1 || c->size > 4096 || c->patch < 1 || c->size % c->patch)
-		return fail(e, STATUS_BAD, "picture size %lld is not a multiple of the patch %lld", (long long)c->size,
-		            (long long)c->patch);
-	if (c->context < 2 || c->context > big || c->vocabulary < 3 || c->vocabulary > 1 << 24)
-		return fail(e, STATUS_BAD, "context %lld or vocabulary %lld is out of range", (long long)c->context,
-		            (long long)c->vocabulary);
-	if (c->image_width < 1 || c->image_width > big || c->text_width < 1 || c->text_width > big || c->embed < 1 ||
-	    c->embed > big)
-		return fail(e, STATUS_BAD, "a width is out of range, expected 1 to %lld", (long long)big);
+	struct error inner = {0};
+	if (check_config(c, &inner))
+		return fail(e, STATUS_BAD, "%s: %s", file, inner.text);
 	return 0;
 }
 

@@ -139,6 +139,16 @@ static void test_refusals(void)
 	CHECK(clip_plan(&m, &c, ops, dev, 2, true, &e) && e.status == STATUS_BAD, "a patch that does not divide the side is refused");
 	clip_free(&m);
 	e = (struct error){0};
+	c = config;
+	c.image_layers = ((int64_t)1 << 33) + 1;
+	CHECK(clip_plan(&m, &c, ops, dev, 2, true, &e) && e.status == STATUS_BAD, "2^33 layers are refused before memory is taken");
+	clip_free(&m);
+	e = (struct error){0};
+	c = config;
+	c.text_heads = 0;
+	CHECK(clip_plan(&m, &c, ops, dev, 2, true, &e) && e.status == STATUS_BAD, "no heads are refused");
+	clip_free(&m);
+	e = (struct error){0};
 	CHECK(clip_load(&m, golden_path, ops, dev, 2, &e) && e.status == STATUS_BAD,
 	      "a file that is no CLIP model is refused");
 	clip_free(&m);
