@@ -180,7 +180,8 @@ static void fill(struct pixels *out, double x0, double y0, double x1, double y1,
 				memcpy(out->rgb + 3 * ((size_t)y * out->width + (size_t)x), rgb, 3);
 }
 
-static double distance(double px, double py, double ax, double ay, double bx, double by)
+/* From the point p to the segment from a to b. */
+static double segment_distance(double px, double py, double ax, double ay, double bx, double by)
 {
 	double dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
 	double t = length > 0 ? ((px - ax) * dx + (py - ay) * dy) / length : 0;
@@ -195,7 +196,7 @@ static void cover_segment(struct plot *p, double ax, double ay, double bx, doubl
 	int64_t y0 = (int64_t)floor(fmax(fmin(ay, by) - half - 1, p->top)), y1 = (int64_t)ceil(fmin(fmax(ay, by) + half + 1, p->bottom));
 	for (int64_t y = y0; y < y1; y++) {
 		for (int64_t x = x0; x < x1; x++) {
-			double inside = half + 0.5 - distance((double)x + 0.5, (double)y + 0.5, ax, ay, bx, by);
+			double inside = half + 0.5 - segment_distance((double)x + 0.5, (double)y + 0.5, ax, ay, bx, by);
 			uint8_t *c = &p->cover[(size_t)y * p->out->width + (size_t)x];
 			double v = 255 * fmin(fmax(inside, 0), 1);
 			*c = v > *c ? (uint8_t)v : *c;

@@ -22,7 +22,7 @@ static int add_conv(struct dvae *d, struct dvae_conv *c, int in, int out, int ke
 static int add_block(struct dvae *d, struct dvae_block *b, bool decoder, int in, int out, int number, const char *name,
                      struct error *e)
 {
-	char path[80];
+	char path[sizeof ((struct param *)0)->name];
 	b->in = in, b->out = out, b->hidden = out / 4;
 	if (in != out) {
 		snprintf(path, sizeof path, "%s.id_path", name);

@@ -43,7 +43,7 @@ static void encode_at(const struct start *s, size_t from, int n)
 	dvae_forward_encoder(s->d, n);
 }
 
-static double distance(const float *a, const float *b, size_t n)
+static double squared_distance(const float *a, const float *b, size_t n)
 {
 	float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -100,7 +100,7 @@ static void choose(struct start *s, uint64_t seed)
 		float *p = s->prototype + k * s->C;
 		memcpy(p, spread_row(s, pick(s, n, rng_unit(seed, RNG_INIT, 1, k)), n), s->C * sizeof *p);
 		for (size_t i = 0; i < n; i++) {
-			double far = distance(spread_row(s, i, n), p, s->C);
+			double far = squared_distance(spread_row(s, i, n), p, s->C);
 			s->far[i] = k == 0 || far < s->far[i] ? far : s->far[i];
 		}
 	}
@@ -193,7 +193,7 @@ static double find_scale(const struct start *s, double entropy, double *scores)
 	for (size_t i = 0; i < n; i++) {
 		const float *x = spread_row(s, i, n);
 		for (size_t k = 0; k < s->K; k++)
-			scores[i * s->K + k] = -0.5 * distance(x, s->prototype + s->C * k, s->C);
+			scores[i * s->K + k] = -0.5 * squared_distance(x, s->prototype + s->C * k, s->C);
 	}
 	double low = -30, high = 30; /* of ln scale */
 	for (int step = 0; step < BISECTIONS; step++) {
@@ -211,9 +211,10 @@ static double find_scale(const struct start *s, double entropy, double *scores)
 static int put_encoder(const struct start *s, double scale, struct error *e)
 {
 	struct dvae *d = s->d;
-	float *w = mem_alloc(s->K, (s->C + 1) * sizeof *w, e), *b = w + s->K * s->C;
+	float *w = mem_alloc(s->K, (s->C + 1) * sizeof *w, e);
 	if (!w)
 		return -1;
+	float *b = w + s->K * s->C;
 	for (size_t k = 0; k < s->K; k++) {
 		const float *p = s->prototype + s->C * k;
 		double bias = -0.5 * s->square[k];
@@ -274,8 +275,8 @@ static float logit(float x)
 	return logf(x / (1 - x));
 }
 
-/* Add the places of one batch, decoded from hard codes. */
-static int fit_add(struct fit *fit, const struct start *s, size_t from, int n, float *host)
+/* Add the places of one batch, decoded from hard codes; host: (rows, T + T / 2). */
+static void fit_add(struct fit *fit, const struct start *s, size_t from, int n, float *host)
 {
 	struct dvae *d = s->d;
 	const struct ops *o = d->ops;
@@ -299,7 +300,6 @@ static int fit_add(struct fit *fit, const struct start *s, size_t from, int n, f
 	o->linear_bwd(d->dev, NULL, fit->gram, fit->f_sum, d->dec_last, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
 	              (int)fit->C, 0);
 	fit->n += rows;
-	return 0;
 }
 
 /* In place: the lower triangle of a (n, n) becomes L, a = L L'.  0, or -1 when a is not positive definite. */
@@ -400,8 +400,10 @@ static int fit_decoder(const struct start *s, struct error *e)
 	int n, status = host && f.squares && f.gram ? 0 : -1;
 	if (!status) {
 		f.cross = f.gram + f.C * f.C, f.f_sum = f.cross + f.T * f.C, f.t_sum = f.f_sum + f.C;
-		for (size_t from = 0; from < s->pictures; from += (size_t)n)
-			fit_add(&f, s, from, n = batch_at(s, from), host);
+		for (size_t from = 0; from < s->pictures; from += (size_t)n) {
+			n = batch_at(s, from);
+			fit_add(&f, s, from, n, host);
+		}
 		status = fit_solve(&f, d, e);
 	}
 	if (f.gram)
