@@ -135,10 +135,8 @@ int dvae_fill_batch(struct dvae_fit *f, const struct train_step *s, const struct
 		if (fill_one(f, f->rgb + picture_bytes(f->d) * (size_t)i, batch[i], mode, flip, s->seed, 0, index, e))
 			return -1;
 	}
-	if (f->shown_held_out)
-		return 0;
-	f->shown_count = n < PREVIEW_PICTURES ? n : PREVIEW_PICTURES;
-	memcpy(f->shown, f->rgb, picture_bytes(f->d) * (size_t)f->shown_count);
+	if (!f->shown_held_out)
+		dvae_show_batch(f, n);
 	return 0;
 }
 
@@ -147,16 +145,13 @@ int dvae_fill_plain(struct dvae_fit *f, const struct record *const *batch, int n
 	for (int i = 0; i < n; i++)
 		if (fill_one(f, f->rgb + picture_bytes(f->d) * (size_t)i, batch[i], CROP_CENTER, false, 0, 0, 0, e))
 			return -1;
-	if (!f->shown_held_out)
-		f->shown_count = 0;
-	f->shown_held_out = true;
-	/* The first held-out pictures, the same at every evaluation. */
-	for (int i = 0; i < n && f->evaluated_records == 0 && i < PREVIEW_PICTURES; i++) {
-		memcpy(f->shown + picture_bytes(f->d) * (size_t)i, f->rgb + picture_bytes(f->d) * (size_t)i,
-		       picture_bytes(f->d));
-		f->shown_count = i + 1;
-	}
 	return 0;
+}
+
+void dvae_show_batch(struct dvae_fit *f, int n)
+{
+	f->shown_count = n < PREVIEW_PICTURES ? n : PREVIEW_PICTURES;
+	memcpy(f->shown, f->rgb, picture_bytes(f->d) * (size_t)f->shown_count);
 }
 
 /* ---- preview ---- */

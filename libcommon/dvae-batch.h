@@ -46,6 +46,8 @@ int dvae_fill_batch(struct dvae_fit *f, const struct train_step *s, const struct
                     struct error *e);
 /* The same without augmentation, for held-out pictures: those that are larger give their centre. */
 int dvae_fill_plain(struct dvae_fit *f, const struct record *const *batch, int n, struct error *e);
+/* The first of these n pictures become those of the preview. */
+void dvae_show_batch(struct dvae_fit *f, int n);
 /* Originals over reconstructions, PREVIEW_COLUMNS a row, when a preview file is wanted. */
 int dvae_write_preview(struct dvae_fit *f, struct error *e);
 

@@ -247,7 +247,13 @@ static int fit_evaluate(void *model, const struct record *const *batch, int n, s
 	double weight = f->o.schedule.beta * (double)tokens_of(d, 1) / (double)bytes;
 	double hard = 0, relaxed = 0, kl = 0, psnr = 0;
 	struct dvae_pass p = {.tau = (float)f->tau, .floor = floor_of(f), .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
-	if (dvae_fill_plain(f, batch, n, e) || dvae_measure(d, f->rgb, n, &p, f->distortion, NULL, NULL, e))
+	if (dvae_fill_plain(f, batch, n, e))
+		return -1;
+	if (f->evaluated_records == 0) { /* the first held-out pictures, the same at every evaluation */
+		dvae_show_batch(f, n);
+		f->shown_held_out = true;
+	}
+	if (dvae_measure(d, f->rgb, n, &p, f->distortion, NULL, NULL, e))
 		return -1;
 	for (int i = 0; i < n; i++)
 		relaxed += f->distortion[i];

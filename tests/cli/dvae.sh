@@ -48,9 +48,13 @@ wait $pid
 status=$?
 [ $status = 75 ] || [ $status = 0 ] || bad "stopped: expected status 75, got $status"
 $train -n 120 --save-every 20 -o cut.st all.pix || bad "continuing"
-$train -n 120 --save-every 20 -o whole.st all.pix || bad "the uninterrupted run"
+$train -n 120 --save-every 20 -o whole.st --preview trained.png all.pix || bad "the uninterrupted run"
 for m in cut whole; do dvae-encode -m $m.st -d cpu -p f32 all.pix | dvae-decode -m $m.st -p f32 | img-unpack --ppm >$m.ppm; done
 cmp -s cut.ppm whole.ppm || bad "a continued run differs from an uninterrupted one"
+
+# Without --eval the preview shows the last batch, 8 pictures beside each other: there is one in the last column.
+corner=$(img-pack -s 0 trained.png | img-unpack --ppm | tail -c 3 | od -An -tx1 | tr -d ' ')
+[ "$corner" != ffffff ] || bad "a preview without --eval lacks pictures"
 
 # Cuts anywhere in the pipe change nothing; batches neither.
 dvae-encode -m whole.st -p f32 -o all.tok all.pix || bad "encoding"
