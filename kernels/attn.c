@@ -11,11 +11,6 @@
 
 enum { TILE = 32, PANEL = 2 * VL, MR = 4, K_BLOCK = 128 };
 
-static size_t round_up(size_t n, size_t unit)
-{
-	return (n + unit - 1) / unit * unit;
-}
-
 /* ---- the product of small tiles ---- */
 
 /* c[rows, PANEL] = or += a b over k; a(i, p) = a[i * across + p * along], b[k, PANEL] with its rows ldb
@@ -112,13 +107,13 @@ static int tile_runs(struct run run[2], const struct layout *l, int i0, int i1)
 	int full = l->mask->kind == ATTN_FULL;
 	int end = full ? l->S : i0 < l->text ? i1 : l->text, n = 0, from, to;
 	if (end > 0)
-		run[n++] = (struct run){0, round_up(end, PANEL), 0, 0};
+		run[n++] = (struct run){0, cpu_round_up(end, PANEL), 0, 0};
 	if (i0 < l->text)
 		return n;
 	image_keys(l, i0, &from, &to);
 	int at = n ? run[0].to : 0;
 	from = from / PANEL * PANEL;
-	run[n++] = (struct run){from, round_up(i1, PANEL), at, 1};
+	run[n++] = (struct run){from, cpu_round_up(i1, PANEL), at, 1};
 	return n;
 }
 
@@ -145,8 +140,8 @@ static struct layout layout_make(const struct dev *d, int B, int H, int D, const
 {
 	int S = attn_length(m), dense = m->kind == ATTN_FULL || m->kind == ATTN_CAUSAL;
 	struct layout l = {.mask = m, .S = S, .text = dense ? S : m->n_text, .D = D, .type = d->type, .B = B, .H = H};
-	l.Dp = round_up(D, PANEL);
-	l.Sp = round_up(S, PANEL) + TILE;
+	l.Dp = cpu_round_up(D, PANEL);
+	l.Sp = cpu_round_up(S, PANEL) + TILE;
 	l.ld = l.Sp + 2 * PANEL;
 	l.reach = m->kind == ATTN_CONV ? (m->conv_k + 1) / 2 * m->grid_w : 0;
 	return l;
@@ -317,7 +312,7 @@ void cpu_attn_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, in
 {
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	struct layout l = layout_make(d, B, H, D, m);
-	size_t each = round_up(fwd_floats(&l), 16), part = (size_t)H * D;
+	size_t each = cpu_round_up(fwd_floats(&l), 16), part = (size_t)H * D;
 	float *scratch = cpu_scratch(d, "attn_fwd", d->threads * each * sizeof(float));
 	int tasks = scratch && !layout_bias(d, "attn_fwd", &l) ? B * H : 0;
 #pragma omp parallel for num_threads(d->threads) if (tasks > 1)
@@ -428,7 +423,7 @@ void cpu_attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, co
 		return;
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	struct layout l = layout_make(d, B, H, D, m);
-	size_t each = round_up(bwd_floats(&l), 16), part = (size_t)H * D;
+	size_t each = cpu_round_up(bwd_floats(&l), 16), part = (size_t)H * D;
 	float *scratch = cpu_scratch(d, "attn_bwd", d->threads * each * sizeof(float));
 	int tasks = scratch && !layout_bias(d, "attn_bwd", &l) ? B * H : 0;
 #pragma omp parallel for num_threads(d->threads) if (tasks > 1)
@@ -502,7 +497,7 @@ void cpu_attn_step(struct dev *d, void *y, void *cache, const void *qkv, int B, 
                    const struct attn_mask *m)
 {
 	struct scratch_mark mark = cpu_scratch_begin(d);
-	size_t part = (size_t)H * D, S = attn_length(m), each = round_up(pos + 1 + 2 * (size_t)D, 16);
+	size_t part = (size_t)H * D, S = attn_length(m), each = cpu_round_up(pos + 1 + 2 * (size_t)D, 16);
 	float *scratch = cpu_scratch(d, "attn_step", d->threads * each * sizeof(float));
 	int32_t *key = cpu_scratch(d, "attn_step", (pos + 1) * sizeof(int32_t));
 	struct step s = {.type = d->type, .D = D, .keys = key ? step_keys(key, m, pos) : 0, .key = key, .stride = 2 * part};

@@ -41,6 +41,12 @@ static inline enum dtype call_type(const struct dev *d, int flags)
 	return flags & OP_F32 ? DT_F32 : d->type;
 }
 
+/* The least multiple of unit that is not below n. */
+static inline size_t cpu_round_up(size_t n, size_t unit)
+{
+	return (n + unit - 1) / unit * unit;
+}
+
 /* Index of the calling thread in its team, below d->threads. */
 static inline int cpu_thread(void)
 {

@@ -71,11 +71,6 @@ struct plan {
 	float *blocks;       /* [threads][block_floats] */
 };
 
-static size_t round_up(size_t x, size_t to)
-{
-	return (x + to - 1) / to * to;
-}
-
 static size_t at_most(size_t x, size_t limit)
 {
 	return x < limit ? x : limit;
@@ -85,20 +80,22 @@ static struct plan make_plan(const struct dev *d, const struct gemm *g)
 {
 	const struct isa *isa = best_isa();
 	size_t mr = (size_t)isa->mr, nr = (size_t)isa->nr;
-	struct plan p = { .isa = isa, .mb = at_most(M_BLOCK, round_up(g->m, mr)), .nb = at_most(N_BLOCK, round_up(g->n, nr)) };
+	struct plan p = { .isa = isa };
+	p.mb = at_most(M_BLOCK, cpu_round_up(g->m, mr));
+	p.nb = at_most(N_BLOCK, cpu_round_up(g->n, nr));
 	size_t wanted = d->threads > 1 ? 4 * (size_t)d->threads : 1;
 	/* Enough blocks to keep all threads busy; narrow ones pay by packing A again. */
 	while (((g->m + p.mb - 1) / p.mb) * ((g->n + p.nb - 1) / p.nb) < wanted && p.nb > 8 * nr)
-		p.nb = round_up(p.nb / 2, nr);
+		p.nb = cpu_round_up(p.nb / 2, nr);
 	while (((g->m + p.mb - 1) / p.mb) * ((g->n + p.nb - 1) / p.nb) < wanted && p.mb > 4 * mr)
-		p.mb = round_up(p.mb / 2, mr);
+		p.mb = cpu_round_up(p.mb / 2, mr);
 	while (((g->m + p.mb - 1) / p.mb) * ((g->n + p.nb - 1) / p.nb) < wanted && p.nb > nr)
-		p.nb = round_up(p.nb / 2, nr);
+		p.nb = cpu_round_up(p.nb / 2, nr);
 	p.rows = (g->m + p.mb - 1) / p.mb;
 	p.cols = (g->n + p.nb - 1) / p.nb;
 	p.panels = (g->n + nr - 1) / nr;
 	p.shared = p.rows > 1;
-	p.block_floats = round_up(p.mb * K_BLOCK + p.mb * p.nb + K_BLOCK * nr, 16);
+	p.block_floats = cpu_round_up(p.mb * K_BLOCK + p.mb * p.nb + K_BLOCK * nr, 16);
 	return p;
 }
 

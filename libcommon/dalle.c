@@ -139,11 +139,6 @@ static size_t head_bytes(const struct dalle *d)
 	return d->c.logits_f32 ? 4 : dtype_bytes(d->params.ops->type(d->params.dev));
 }
 
-static size_t round_up(size_t n, size_t step)
-{
-	return (n + step - 1) / step * step;
-}
-
 static void set_capacity(struct dalle *d, int batch, bool backward)
 {
 	size_t B = (size_t)batch, V = (size_t)(d->c.text_vocab > d->c.image_vocab ? d->c.text_vocab : d->c.image_vocab);

@@ -1,5 +1,6 @@
 /* feed.c - see feed.h. */
 #include "feed.h"
+#include "wire.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -25,29 +26,9 @@ static void item_clear(struct feed_item *item)
 
 /* ---- text ---- */
 
-static size_t utf8_length(const uint8_t *p, size_t left)
-{
-	uint32_t c = p[0], least;
-	size_t n = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
-	if (n == 0 || n > left || c == 0)
-		return 0;
-	c &= n == 1 ? 0x7f : 0x7fu >> n;
-	for (size_t i = 1; i < n; i++) {
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (p[i] & 0x3f);
-	}
-	least = n == 3 ? 0x800 : n == 4 ? 0x10000 : 0;
-	return c < least || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
-}
-
 bool feed_is_text(const struct buf *b)
 {
-	size_t n;
-	for (size_t at = 0; at < b->n; at += n)
-		if (!(n = utf8_length(b->p + at, b->n - at)))
-			return false;
-	return true;
+	return b->n == 0 || (utf8_valid(b->p, b->n) && !memchr(b->p, 0, b->n));
 }
 
 /* Captions are one line everywhere in the suite: white space and control bytes fold to one space. */
@@ -156,7 +137,7 @@ static int next_line(struct feed *f, struct feed_item *item, struct error *e)
 		return r;
 	const char *path = (const char *)f->line.p, *end = path + f->line.n;
 	const char *tab = memchr(path, '\t', f->line.n), *path_end = tab ? tab : end;
-	const char *caption = tab ? tab + 1 : f->caption, *caption_end = caption + strlen(f->caption), *key = NULL;
+	const char *caption = tab ? tab + 1 : f->caption, *caption_end = tab ? end : caption + strlen(caption), *key = NULL;
 	if (tab) {
 		const char *second = memchr(caption, '\t', (size_t)(end - caption));
 		caption_end = second ? second : end;

@@ -81,31 +81,34 @@ static bool is_plain(const char *word)
 	return *word && word[strspn(word, safe)] == 0;
 }
 
-/* One word as a shell would take it; protobuf strings are UTF-8, so other bytes show as '?'. */
+/* One word as a shell would take it; what is not UTF-8 shows as '?'. */
 static int add_word(struct buf *b, const char *word, struct error *e)
 {
-	bool utf8 = utf8_valid((const uint8_t *)word, strlen(word)), quote = !is_plain(word);
-	int r = b->n ? buf_add(b, " ", 1, e) : 0;
-	if (quote)
-		r |= buf_add(b, "'", 1, e);
+	bool utf8 = utf8_valid((const uint8_t *)word, strlen(word));
+	if (is_plain(word))
+		return buf_add(b, word, strlen(word), e);
+	int r = buf_add(b, "'", 1, e);
 	for (const char *s = word; *s && r == 0; s++) {
 		if (*s == '\'')
 			r = buf_add(b, "'\\''", 4, e);
 		else
 			r = buf_add(b, !utf8 && (*s & 0x80) ? "?" : s, 1, e);
 	}
-	if (quote)
-		r |= buf_add(b, "'", 1, e);
-	return r ? -1 : 0;
+	return r ? r : buf_add(b, "'", 1, e);
+}
+
+int command_line(struct buf *out, int argc, char **argv, struct error *e)
+{
+	int r = buf_set(out, program_name, strlen(program_name), e);
+	for (int i = 1; i < argc && r == 0; i++)
+		r = buf_add(out, " ", 1, e) || add_word(out, argv[i], e) ? -1 : 0;
+	return r;
 }
 
 int header_add_program(struct header *h, int argc, char **argv, struct error *e)
 {
 	struct buf command = {0};
-	const char *slash = argc ? strrchr(argv[0], '/') : NULL;
-	int r = buf_set(&command, "", 0, e);
-	for (int i = 0; i < argc && r == 0; i++)
-		r = add_word(&command, i == 0 && slash ? slash + 1 : argv[i], e);
+	int r = command_line(&command, argc, argv, e);
 	if (command.n > STREAM_MAX_TEXT) /* thousands of operands: the record of them is cut, not the run */
 		command.p[command.n = STREAM_MAX_TEXT - 4] = 0;
 	while (command.n && !utf8_valid(command.p, command.n))

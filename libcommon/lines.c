@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { BLOCK = 1 << 18 };
@@ -30,22 +29,6 @@ static const char *operand_name(const struct lines *l, int index)
 	return strcmp(l->files[index], "-") == 0 ? "stdin" : l->files[index];
 }
 
-/* A missing file is reported before any work is done. */
-static int sum_sizes(struct lines *l, struct error *e)
-{
-	bool known = true;
-	for (int i = 0; i < l->n; i++) {
-		struct stat st;
-		bool is_stdin = strcmp(l->files[i], "-") == 0;
-		if (is_stdin ? fstat(STDIN_FILENO, &st) : stat(l->files[i], &st))
-			return fail_errno(e, "%s", operand_name(l, i));
-		known = known && S_ISREG(st.st_mode);
-		l->total += (uint64_t)st.st_size;
-	}
-	l->total = known ? l->total : 0;
-	return 0;
-}
-
 struct lines *lines_open(char *const *files, int n, char end, struct error *e)
 {
 	struct lines *l = mem_zero(1, sizeof *l, e);
@@ -56,7 +39,7 @@ struct lines *lines_open(char *const *files, int n, char end, struct error *e)
 	l->index = l->fd = -1;
 	l->end = end;
 	l->eof = true;
-	if (sum_sizes(l, e) || buf_reserve(&l->in, BLOCK, e)) {
+	if (source_total(l->files, l->n, &l->total, e) || buf_reserve(&l->in, BLOCK, e)) {
 		lines_close(l);
 		return NULL;
 	}

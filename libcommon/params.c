@@ -12,11 +12,6 @@
 enum { STEP = 64 }; /* bytes between the starts of tensors are multiples of this */
 #define MAX_ELEMENTS ((int64_t)1 << 44)
 
-static size_t round_up(size_t n, size_t step)
-{
-	return (n + step - 1) / step * step;
-}
-
 static size_t padded(const struct param *r)
 {
 	return round_up(r->n, STEP / sizeof(float));

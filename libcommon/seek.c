@@ -3,11 +3,9 @@
  * ours is clear, every frame has its own), u32 frames, u8 descriptor, u32 0x8F92EAB1. */
 #include "seek.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum { HEAD = 8, FOOT = 9 };
 #define SKIPPABLE_MAGIC 0x184D2A5Eu
@@ -62,21 +60,6 @@ int seek_encode(const struct seek_table *t, struct buf *out, struct error *e)
 	put32(p, SEEKABLE_MAGIC);
 	out->n += HEAD + size;
 	out->p[out->n] = 0;
-	return 0;
-}
-
-static int read_at(int fd, void *p, size_t n, uint64_t offset, const char *name, struct error *e)
-{
-	for (size_t done = 0; done < n;) {
-		ssize_t k = pread(fd, (uint8_t *)p + done, n - done, (off_t)(offset + done));
-		if (k < 0 && errno == EINTR)
-			continue;
-		if (k < 0)
-			return fail_errno(e, "%s", name);
-		if (k == 0)
-			return fail(e, STATUS_BAD, "%s: shrank while it was read", name);
-		done += (size_t)k;
-	}
 	return 0;
 }
 

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zstd.h>
 #include <zstd_errors.h>
@@ -175,6 +176,22 @@ static struct {
 	uint8_t p[SOURCE_PEEK];
 	size_t n;
 } peeked;
+
+int source_total(char *const *files, int n, uint64_t *total, struct error *e)
+{
+	bool known = true;
+	uint64_t sum = 0;
+	for (int i = 0; i < n; i++) {
+		struct stat st;
+		bool is_stdin = strcmp(files[i], "-") == 0;
+		if (is_stdin ? fstat(STDIN_FILENO, &st) : stat(files[i], &st))
+			return fail_errno(e, "%s", is_stdin ? "stdin" : files[i]);
+		known = known && S_ISREG(st.st_mode);
+		sum += (uint64_t)st.st_size;
+	}
+	*total = known ? sum : 0;
+	return 0;
+}
 
 static int open_input(const char *path, struct error *e)
 {

@@ -23,6 +23,9 @@ bool source_bare(const struct source *s); /* the last content was bare */
 /* Give back bare content that turned out to belong to frames: the next source_fill looks
  * at it afresh.  Used where one part of a file ends. */
 int source_unread(struct source *s, const uint8_t *p, size_t n, struct error *e);
+/* Bytes of all n operands together, 0 when one is no regular file.  A missing one is reported here, before any work
+ * is done. */
+int source_total(char *const *files, int n, uint64_t *total, struct error *e);
 /* Open an input ("-": stdin); with it the *n bytes that stream_detect has taken from it, if
  * any.  The descriptor, which is the caller's, or -1. */
 enum { SOURCE_PEEK = 16 };

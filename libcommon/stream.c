@@ -12,8 +12,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* A frame ends behind the record that reaches one of these.  Token frames of files are
  * larger: zstd finds little to share in 256 records, see tokenstream(5). */
@@ -53,24 +51,6 @@ static int open_operand(struct reader *r, int index, struct error *e)
 	if (!r->source)
 		return -1;
 	snprintf(r->name, sizeof r->name, "%s", source_name(r->source));
-	return 0;
-}
-
-/* Bytes in all, when every operand is a regular file; a missing one is reported before
- * any work is done. */
-static int sum_operands(struct reader *r, struct error *e)
-{
-	bool known = true;
-	for (int i = 0; i < r->n; i++) {
-		struct stat st;
-		bool is_stdin = strcmp(r->files[i], "-") == 0;
-		if (is_stdin ? fstat(STDIN_FILENO, &st) : stat(r->files[i], &st))
-			return fail_errno(e, "%s", is_stdin ? "stdin" : r->files[i]);
-		known = known && S_ISREG(st.st_mode);
-		r->total += (uint64_t)st.st_size;
-	}
-	if (!known)
-		r->total = 0;
 	return 0;
 }
 
@@ -263,7 +243,7 @@ struct reader *reader_open(char *const *files, int n, struct error *e)
 		return NULL;
 	r->files = n > 0 ? files : stdin_operand;
 	r->n = n > 0 ? n : 1;
-	if (sum_operands(r, e) || open_operand(r, 0, e) || advance(r, NULL, e) < 0) {
+	if (source_total(r->files, r->n, &r->total, e) || open_operand(r, 0, e) || advance(r, NULL, e) < 0) {
 		reader_close(r);
 		return NULL;
 	}

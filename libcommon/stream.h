@@ -42,6 +42,9 @@ int header_copy(struct header *to, const struct header *from, struct error *e);
 void header_free(struct header *h);
 /* Append a lineage entry for this program with its command line. */
 int header_add_program(struct header *h, int argc, char **argv, struct error *e);
+/* program_name and argv[1..] as a shell would take them, into *out (replaced).  Always UTF-8: words that are not
+ * have '?' for the bytes from 0x80 on. */
+int command_line(struct buf *out, int argc, char **argv, struct error *e);
 
 struct tokens {
 	uint32_t *v;

@@ -92,30 +92,10 @@ void train_unlock(struct train_run *r)
 
 /* ---- what a run is ---- */
 
-static int quote_word(struct buf *b, const char *s, struct error *e)
-{
-	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+.,:/@%";
-	if (*s && s[strspn(s, plain)] == 0)
-		return buf_printf(b, e, "%s", s);
-	int r = buf_add(b, "'", 1, e);
-	for (; *s && r == 0; s++)
-		r = *s == '\'' ? buf_add(b, "'\\''", 4, e) : buf_add(b, s, 1, e);
-	return r ? r : buf_add(b, "'", 1, e);
-}
-
-/* The command line as a shell would take it.  File names need not be UTF-8, JSON strings must be. */
 static json_t *command_json(int argc, char **argv, struct error *e)
 {
 	struct buf b = {0};
-	int r = buf_printf(&b, e, "%s", program_name);
-	for (int i = 1; i < argc && r == 0; i++)
-		r = buf_add(&b, " ", 1, e) || quote_word(&b, argv[i], e) ? -1 : 0;
-	json_t *j = r == 0 ? json_string((char *)b.p) : NULL;
-	if (r == 0 && !j) {
-		for (size_t i = 0; i < b.n; i++)
-			b.p[i] = b.p[i] & 0x80 ? '?' : b.p[i];
-		j = json_string((char *)b.p);
-	}
+	json_t *j = command_line(&b, argc, argv, e) == 0 ? json_stringn((char *)b.p, b.n) : NULL;
 	buf_free(&b);
 	return j;
 }

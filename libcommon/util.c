@@ -52,8 +52,7 @@ int fail_errno(struct error *e, const char *fmt, ...)
 	return -1;
 }
 
-/* File names may hold anything; a message must stay one line and harmless to a terminal. */
-static void put_escaped(const char *s, FILE *f)
+void put_escaped(const char *s, FILE *f)
 {
 	for (; *s; s++) {
 		unsigned char c = (unsigned char)*s;
@@ -265,6 +264,21 @@ int64_t read_full(int fd, void *p, size_t n, const char *name, struct error *e)
 		done += (size_t)k;
 	}
 	return (int64_t)done;
+}
+
+int read_at(int fd, void *p, size_t n, uint64_t offset, const char *name, struct error *e)
+{
+	for (size_t done = 0; done < n;) {
+		ssize_t k = pread(fd, (char *)p + done, n - done, (off_t)(offset + done));
+		if (k < 0 && errno == EINTR)
+			continue;
+		if (k < 0)
+			return fail_errno(e, "%s", name);
+		if (k == 0)
+			return fail(e, STATUS_BAD, "%s: became shorter while it was read", name);
+		done += (size_t)k;
+	}
+	return 0;
 }
 
 int write_full(int fd, const void *p, size_t n, const char *name, struct error *e)

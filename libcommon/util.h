@@ -39,6 +39,10 @@ int fail(struct error *e, int status, const char *fmt, ...)
 int fail_errno(struct error *e, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/* Text from files and file names may hold anything: control bytes come out as \xNN, so that what is printed keeps
+ * to its line and harms no terminal. */
+void put_escaped(const char *s, FILE *f);
+
 /* Messages of tools.  program_name is set first thing in main. */
 extern const char *program_name;
 extern int verbosity; /* -1 quiet (-q), 0 normal, 1.. verbose (-v) */
@@ -81,6 +85,8 @@ int parse_real(const char *s, double min, double max, double *out, struct error 
  * read_full returns the bytes read (less than n only at end of file) or -1. */
 int64_t read_full(int fd, void *p, size_t n, const char *name, struct error *e);
 int write_full(int fd, const void *p, size_t n, const char *name, struct error *e);
+/* Exactly n bytes at `offset` of a regular file: STATUS_BAD when it has become shorter. */
+int read_at(int fd, void *p, size_t n, uint64_t offset, const char *name, struct error *e);
 /* A whole file (or stdin for "-") into memory, at most limit bytes. */
 int read_file(const char *path, size_t limit, struct buf *out, struct error *e);
 
@@ -107,6 +113,9 @@ void signals_install(void);
 void signals_defer(void);
 
 double seconds_now(void); /* monotonic */
+
+/* The least multiple of step that is not below n. */
+static inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 

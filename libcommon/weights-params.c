@@ -2,9 +2,9 @@
  * of weights.h: safetensors with our metadata, checksums and identity. */
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "device.h"
+#include "hash.h"
 #include "weights.h"
 
 /* ---- loading ---- */
@@ -155,7 +155,7 @@ static int hash_entries(struct save *s, struct error *e)
 		const float *x = entry_values(s, t, e);
 		if (!x)
 			return -1;
-		snprintf(t->hex, sizeof t->hex, "%016llx", (unsigned long long)XXH3_64bits(x, t->row->n * sizeof *x));
+		snprintf(t->hex, sizeof t->hex, "%016llx", (unsigned long long)hash64(x, t->row->n * sizeof *x));
 	}
 	return 0;
 }

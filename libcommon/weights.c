@@ -1,9 +1,8 @@
 /* weights.c - reading model files: the safetensors header, checked before anything in it is believed, then
  * tensors by position.  The file is read, never mapped: one that shrinks meanwhile is an error, not a SIGBUS.
- * Writing is weights-save.c.  Pickles are recognised and refused, never executed. */
+ * Writing is in weights-params.c.  Pickles are recognised and refused, never executed. */
 #include "weights.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,7 +59,7 @@ static int bad(const struct weights *w, struct error *e, const char *fmt, ...)
 /* ---- bytes ---- */
 
 /* All n bytes at `at`, or failure: the header promised them. */
-static int read_at(const struct weights *w, void *out, size_t n, uint64_t at, struct error *e)
+static int get_bytes(const struct weights *w, void *out, size_t n, uint64_t at, struct error *e)
 {
 	if (at > w->size || n > w->size - at)
 		return bad(w, e, "is truncated: %llu bytes, expected %llu", (unsigned long long)w->size,
@@ -69,17 +68,7 @@ static int read_at(const struct weights *w, void *out, size_t n, uint64_t at, st
 		memcpy(out, w->whole.p + at, n);
 		return 0;
 	}
-	for (size_t done = 0; done < n;) {
-		ssize_t k = pread(w->fd, (char *)out + done, n - done, (off_t)(at + done));
-		if (k < 0 && errno == EINTR)
-			continue;
-		if (k < 0)
-			return fail_errno(e, "%s", w->path);
-		if (k == 0)
-			return bad(w, e, "became shorter while it was read");
-		done += (size_t)k;
-	}
-	return 0;
+	return read_at(w->fd, out, n, at, w->path, e);
 }
 
 static int open_bytes(struct weights *w, bool is_stdin, struct error *e)
@@ -153,7 +142,7 @@ static int read_header(struct weights *w, struct error *e)
 {
 	uint8_t first[32];
 	size_t n = w->size < sizeof first ? (size_t)w->size : sizeof first;
-	if (read_at(w, first, n, 0, e))
+	if (get_bytes(w, first, n, 0, e))
 		return -1;
 	uint64_t length = 0;
 	for (size_t i = 0; i < 8 && i < n; i++)
@@ -166,7 +155,7 @@ static int read_header(struct weights *w, struct error *e)
 	char *text = mem_alloc((size_t)length, 1, e);
 	if (!text)
 		return -1;
-	if (read_at(w, text, (size_t)length, 8, e) == 0)
+	if (get_bytes(w, text, (size_t)length, 8, e) == 0)
 		w->header = parse_object(w, text, (size_t)length, "header", e);
 	free(text);
 	w->data = 8 + length;
@@ -471,7 +460,7 @@ static int scan(const struct weights *w, const struct weights_tensor *t, float *
 	int r = chunk && state && XXH3_64bits_reset(state) == XXH_OK ? 0 : fail(e, STATUS_LIMIT, "out of memory");
 	for (uint64_t at = 0; r == 0 && at < t->bytes; at += CHUNK) {
 		size_t n = t->bytes - at < CHUNK ? (size_t)(t->bytes - at) : CHUNK;
-		r = read_at(w, chunk, n, w->data + t->offset + at, e);
+		r = get_bytes(w, chunk, n, w->data + t->offset + at, e);
 		if (r == 0 && XXH3_64bits_update(state, chunk, n) != XXH_OK)
 			r = fail(e, STATUS_FAIL, "%s: cannot hash", w->path);
 		if (r == 0 && out)

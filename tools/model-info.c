@@ -167,22 +167,10 @@ static json_t *file_json(const struct weights *w, struct error *e)
 
 /* ---- as text ---- */
 
-/* Strings from files may hold anything: control bytes are shown as \xNN. */
-static void put_text(const char *s)
-{
-	for (; *s; s++) {
-		unsigned char c = (unsigned char)*s;
-		if (c < 32 || c == 127)
-			printf("\\x%02x", c);
-		else
-			putchar(c);
-	}
-}
-
 static void put_value(const json_t *v)
 {
 	char *text = json_is_string(v) ? NULL : json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
-	put_text(text ? text : json_is_string(v) ? json_string_value(v) : "");
+	put_escaped(text ? text : json_is_string(v) ? json_string_value(v) : "", stdout);
 	free(text);
 	putchar('\n');
 }
@@ -208,7 +196,7 @@ static void put_object(const char *label, json_t *object)
 	json_t *value;
 	json_object_foreach(object, key, value) {
 		printf("%-12s ", label);
-		put_text(key);
+		put_escaped(key, stdout);
 		printf(" = ");
 		put_value(value);
 	}
@@ -246,7 +234,7 @@ static void put_tensors(const json_t *list)
 {
 	for (size_t i = 0; i < json_array_size(list); i++) {
 		const json_t *t = json_array_get(list, i);
-		put_text(json_string_value(json_object_get(t, "name")));
+		put_escaped(json_string_value(json_object_get(t, "name")), stdout);
 		printf("\t%s\t", json_string_value(json_object_get(t, "type")));
 		put_shape(json_object_get(t, "shape"));
 		printf("\t%lld", (long long)json_integer_value(json_object_get(t, "bytes")));

@@ -152,6 +152,17 @@ static int gather(struct stats *s, struct reader *in, struct error *e)
 
 /* ---- as text ---- */
 
+static void print_program(const struct program *p)
+{
+	printf("program\t");
+	put_escaped(p->name, stdout);
+	putchar(' ');
+	put_escaped(p->version, stdout);
+	putchar('\t');
+	put_escaped(p->command, stdout);
+	putchar('\n');
+}
+
 static void print_header(const struct header *h)
 {
 	if (h->text.id[0] || h->text.size)
@@ -162,7 +173,7 @@ static void print_header(const struct header *h)
 	if (h->width)
 		printf("pictures\t%ux%u\n", h->width, h->height);
 	for (size_t i = 0; i < h->program_count; i++)
-		printf("program\t%s %s\t%s\n", h->programs[i].name, h->programs[i].version, h->programs[i].command);
+		print_program(&h->programs[i]);
 }
 
 static void print_range(const char *name, const struct range *r)
