@@ -1,5 +1,6 @@
 /* fields.c - see fields.h. */
 #include "fields.h"
+#include "base64.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -88,60 +89,15 @@ void header_project(struct header *h, unsigned keep)
 		h->width = h->height = 0;
 }
 
-/* ---- base64 (RFC 4648, with padding) ---- */
-
-static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/* ---- to JSON ---- */
 
 static json_t *json_base64(const uint8_t *p, size_t n, struct error *e)
 {
-	char *out = mem_alloc(n / 3 + 1, 4, e), *q = out;
-	if (!out)
-		return NULL;
-	for (size_t i = 0; i < n; i += 3) {
-		size_t left = n - i;
-		uint32_t v = (uint32_t)p[i] << 16 | (left > 1 ? (uint32_t)p[i + 1] << 8 : 0) | (left > 2 ? p[i + 2] : 0);
-		*q++ = digits[v >> 18];
-		*q++ = digits[v >> 12 & 63];
-		*q++ = left > 1 ? digits[v >> 6 & 63] : '=';
-		*q++ = left > 2 ? digits[v & 63] : '=';
-	}
-	json_t *s = json_stringn_nocheck(out, (size_t)(q - out));
-	free(out);
+	struct buf text = {0};
+	json_t *s = base64_add(&text, p, n, e) == 0 ? json_stringn_nocheck((const char *)text.p, text.n) : NULL;
+	buf_free(&text);
 	return s;
 }
-
-static int base64_digit(char c)
-{
-	const char *p = c ? strchr(digits, c) : NULL;
-	return p ? (int)(p - digits) : -1;
-}
-
-/* The bytes into out, which has room for 3 of 4 characters; their number, or -1. */
-static int64_t base64_decode(uint8_t *out, const char *s, size_t n)
-{
-	uint8_t *q = out;
-	if (n % 4)
-		return -1;
-	for (size_t i = 0; i < n; i += 4) {
-		bool last = i + 4 == n;
-		int pad = last && s[i + 3] == '=' ? (s[i + 2] == '=' ? 2 : 1) : 0;
-		uint32_t v = 0;
-		for (int k = 0; k < 4; k++) {
-			int d = k >= 4 - pad ? 0 : base64_digit(s[i + (size_t)k]);
-			if (d < 0)
-				return -1;
-			v = v << 6 | (uint32_t)d;
-		}
-		*q++ = (uint8_t)(v >> 16);
-		if (pad < 2)
-			*q++ = (uint8_t)(v >> 8);
-		if (pad < 1)
-			*q++ = (uint8_t)v;
-	}
-	return q - out;
-}
-
-/* ---- to JSON ---- */
 
 static json_t *json_text(const struct buf *b)
 {
@@ -152,8 +108,10 @@ static json_t *json_tokens(const struct tokens *t)
 {
 	json_t *a = json_array();
 	for (size_t i = 0; a && i < t->n; i++)
-		if (json_array_append_new(a, json_integer(t->v[i])))
-			return NULL;
+		if (json_array_append_new(a, json_integer(t->v[i]))) {
+			json_decref(a);
+			a = NULL;
+		}
 	return a;
 }
 

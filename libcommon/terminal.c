@@ -1,5 +1,6 @@
 /* terminal.c - see terminal.h. */
 #include "terminal.h"
+#include "base64.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -109,19 +110,6 @@ void terminal_open(struct terminal *t, int fd, enum terminal_kind kind)
 
 /* ---- kitty: a PNG in base64, in pieces of at most 4096 characters ---- */
 
-static int add_base64(struct buf *out, const uint8_t *p, size_t n, struct error *e)
-{
-	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-	for (size_t i = 0; i < n; i += 3) {
-		uint32_t v = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
-		char four[4] = {digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=',
-				i + 2 < n ? digits[v & 63] : '='};
-		if (buf_add(out, four, 4, e))
-			return -1;
-	}
-	return 0;
-}
-
 static int draw_kitty(struct buf *out, const struct pixels *p, struct error *e)
 {
 	struct buf png = {0};
@@ -131,7 +119,7 @@ static int draw_kitty(struct buf *out, const struct pixels *p, struct error *e)
 		int more = at + n < png.n;
 		r = at == 0 ? buf_printf(out, e, "\x1b_Ga=T,f=100,q=2,m=%d;", more) : buf_printf(out, e, "\x1b_Gm=%d;", more);
 		if (r == 0)
-			r = add_base64(out, png.p + at, n, e) || buf_add(out, "\x1b\\", 2, e) ? -1 : 0;
+			r = base64_add(out, png.p + at, n, e) || buf_add(out, "\x1b\\", 2, e) ? -1 : 0;
 	}
 	buf_free(&png);
 	return r ? -1 : buf_add(out, "\n", 1, e);
