@@ -1,6 +1,6 @@
 /* ops.h - everything the models may ask of a device: one struct of functions, filled by the
- * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  The only header of
- * kernels/ that libcommon sees.
+ * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  Beside it libcommon sees
+ * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats).
  *
  * Conventions
  *   - Tensors are plain device pointers, dense, row-major; sizes are counts, not bytes.
@@ -120,7 +120,7 @@ struct ops {
 
 	void (*cast)(struct dev *d, void *y /*T*/, const float *x, size_t n, float scale);   /* y = scale * x */
 	void (*uncast)(struct dev *d, float *y, const void *x /*T*/, size_t n, float scale); /* y = scale * x */
-	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n); /* y = x + gain*r */
+	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n); /* y = x + gain*r; y may be x */
 	void (*relu_fwd)(struct dev *d, void *y /*T*/, const float *x, size_t n, int flags); /* y = max(0, x) */
 	void (*relu_bwd)(struct dev *d, void *dx, const void *dy, const void *y, size_t n);  /* all T: dx = y>0 ? dy : 0; in place allowed */
 	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags); /* dx += x>0 ? dy : 0 */
@@ -207,7 +207,8 @@ struct ops {
 	 * first_row numbers row 0 of this call for the noise (rows of one step may come in parts). */
 	void (*gumbel_fwd)(struct dev *d, float *z, float *kl, const float *logits, size_t rows, int V, float tau,
 	                   uint64_t seed, uint32_t step, uint64_t first_row);
-	/* dlogits = z (dz - sum dz z) / tau + kl_scale * q_k (ln q_k - sum q ln q). */
+	/* dlogits = z (dz - sum dz z) / tau + kl_scale * q_k (ln q_k - sum q ln q); the first term is 0 for tau = 0.
+	 * dlogits may be dz. */
 	void (*gumbel_bwd)(struct dev *d, float *dlogits, const float *dz, const float *z, const float *logits, size_t rows,
 	                   int V, float tau, float kl_scale);
 	void (*argmax)(struct dev *d, int32_t *idx, const float *x, size_t rows, int V); /* lowest index on ties */
@@ -226,8 +227,7 @@ struct ops {
 	/* ---- optimizer ---- */
 
 	/* One AdamW update of n weights (C24, D11: eps is added to the root of the uncorrected v): decayed w,
-	 * moments m and v; wt (T copy of w) is rewritten unless
-	 * it is w itself. */
+	 * moments m and v; wt (T copy of w) is rewritten unless it is w itself. */
 	void (*adamw)(struct dev *d, float *w, void *wt, float *m, float *v, const float *g, size_t n, const struct adamw *a);
 	void (*sumsq)(struct dev *d, double *sum /*device*/, const float *x, size_t n); /* *sum += sum of x^2 */
 	void (*average)(struct dev *d, float *avg, const float *w, size_t n, float decay); /* avg = decay*avg + (1-decay)*w */

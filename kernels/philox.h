@@ -20,9 +20,9 @@ enum rng_purpose {
 	RNG_SHUFFLE = 4,  /* order of training records */
 	RNG_AUGMENT = 5,  /* crops and flips */
 	RNG_BPE = 6,      /* BPE dropout */
-	RNG_ROUND = 7,    /* stochastic rounding */
+	RNG_ROUND = 7,    /* stochastic rounding; unused so far but by tests */
 	RNG_CAPTION = 8,  /* caption dropout */
-	RNG_DROPOUT = 9,  /* activations */
+	RNG_DROPOUT = 9,  /* image tokens hidden while training */
 };
 
 PHILOX_FN void philox(uint32_t out[4], uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t purpose)

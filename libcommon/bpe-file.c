@@ -1,4 +1,4 @@
-/* bpe-file.c - the vocabulary file, bpe(5): lines that a person can read and grep.
+/* bpe-file.c - the vocabulary file (FILES of bpe-train(1)): lines that a person can read and grep.
  *
  *	dalle-bpe 1
  *	rule paper
@@ -17,14 +17,14 @@ static const char *const rule_names[] = {"paper", "wide"};
 
 /* ---- reading ---- */
 
-struct lines {
+struct text_lines {
 	const char *name;
 	const uint8_t *p, *end;
 	size_t number; /* of the line read last */
 };
 
 /* The next line without its newline; false at the end or when the last one has none. */
-static bool next_line(struct lines *l, const uint8_t **line, size_t *n)
+static bool next_line(struct text_lines *l, const uint8_t **line, size_t *n)
 {
 	const uint8_t *newline = l->p < l->end ? memchr(l->p, '\n', (size_t)(l->end - l->p)) : NULL;
 	if (!newline)
@@ -36,7 +36,7 @@ static bool next_line(struct lines *l, const uint8_t **line, size_t *n)
 	return true;
 }
 
-static int bad_line(const struct lines *l, struct error *e, const char *expected)
+static int bad_line(const struct text_lines *l, struct error *e, const char *expected)
 {
 	return fail(e, STATUS_BAD, "%s: line %zu: expected %s", l->name, l->number, expected);
 }
@@ -68,7 +68,7 @@ static bool is_comment(const uint8_t *p, size_t n)
 	return n > 0 && p[0] == '#';
 }
 
-static int parse_head(struct lines *l, enum bpe_rule *rule, uint32_t *size, struct error *e)
+static int parse_head(struct text_lines *l, enum bpe_rule *rule, uint32_t *size, struct error *e)
 {
 	const uint8_t *p;
 	size_t n;
@@ -114,7 +114,7 @@ static int join_tokens(struct bpe *b, uint32_t left, uint32_t right)
 	return 0;
 }
 
-static int parse_merge(struct bpe *b, struct lines *l, const uint8_t *p, size_t n, struct buf *scratch, struct error *e)
+static int parse_merge(struct bpe *b, struct text_lines *l, const uint8_t *p, size_t n, struct buf *scratch, struct error *e)
 {
 	uint32_t left, right;
 	if (!take_number(&p, &n, &left) || !take_word(&p, &n, " ") || !take_number(&p, &n, &right) ||
@@ -139,7 +139,7 @@ static int parse_merge(struct bpe *b, struct lines *l, const uint8_t *p, size_t 
 	return 0;
 }
 
-static int parse_merges(struct bpe *b, uint32_t size, struct lines *l, struct error *e)
+static int parse_merges(struct bpe *b, uint32_t size, struct text_lines *l, struct error *e)
 {
 	struct buf scratch = {0};
 	const uint8_t *p;
@@ -161,7 +161,7 @@ static int parse_merges(struct bpe *b, uint32_t size, struct lines *l, struct er
 
 struct bpe *bpe_parse(const void *text, size_t n, const char *name, struct error *e)
 {
-	struct lines l = {name, text, (const uint8_t *)text + n, 0};
+	struct text_lines l = {name, text, (const uint8_t *)text + n, 0};
 	enum bpe_rule rule = BPE_PAPER;
 	uint32_t size = 256;
 	if (parse_head(&l, &rule, &size, e))

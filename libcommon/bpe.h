@@ -35,7 +35,7 @@ enum bpe_rule {
 
 struct bpe;
 
-/* Read a vocabulary: a file in the format of bpe(5), or a folder that holds `vocab.json` and
+/* Read a vocabulary: a file as bpe-train(1) describes it, or a folder that holds `vocab.json` and
  * `merges.txt` of a published CLIP model.  NULL with e: STATUS_BAD names file, line and fault. */
 struct bpe *bpe_open(const char *path, struct error *e);
 /* The same from n bytes of a vocabulary file; `name` for messages. */

@@ -80,7 +80,7 @@ int dalle_build(struct dalle *d, const struct ops *ops, struct dev *dev, bool tr
 int dalle_open(struct dalle *d, const char *path, const struct ops *ops, struct dev *dev, struct error *e);
 /* Take activations for batches of at most `batch` items. */
 int dalle_plan(struct dalle *d, int batch, bool backward, struct error *e);
-/* What dalle_plan would take, and its host part left out. */
+/* What dalle_plan would take on the device. */
 uint64_t dalle_plan_bytes(struct dalle *d, int batch, bool backward, const struct ops *ops, struct dev *dev);
 void dalle_free(struct dalle *d);
 

@@ -35,7 +35,7 @@ int filter_start(struct filter *f, const char *output, int level, struct error *
 int filter_batch(struct filter *f, int max, struct error *e);
 int filter_put_batch(struct filter *f, int n, struct error *e);
 /* Finish (or abort when e holds a failure), free all, print the failure if any and return
- * the exit status. */
+ * the exit status.  Also after a call that failed, and of a zeroed struct. */
 int filter_close(struct filter *f, struct error *e);
 
 /* STATUS_BAD with one line saying what is missing and which tool adds it.  `file` is the

@@ -54,8 +54,8 @@ struct params {
 	int cap;
 };
 
-/* Add a row to the zero-initialised p.  *slot (slot may be NULL) points to the finished row after params_build.  Shapes are checked for
- * positive sizes and overflow. */
+/* Add a row to the zero-initialised p.  *slot (slot may be NULL) points to the finished row after params_build.  Shapes
+ * are checked for positive sizes and overflow. */
 int params_add(struct params *p, struct param **slot, enum param_kind kind, float init, int resblock, int rank,
                const int64_t *shape, struct error *e, const char *name_fmt, ...) __attribute__((format(printf, 9, 10)));
 /* Bytes of device memory that params_build would take. */

@@ -31,8 +31,10 @@ struct sampler *sampler_new(struct dalle *d, int batch, const struct sample_opti
 void sampler_free(struct sampler *s);
 /* Called when a row of the picture is complete in all jobs; its failure ends the run. */
 typedef int sample_row_fn(void *context, int rows_done, struct error *e);
-/* Draw jobs[0 .. n-1], n <= batch; records as dalle_check_record wants them.  Jobs of one record should stand together: their caption then runs once.  row may be NULL. */
-int sampler_run(struct sampler *s, const struct sample_job *jobs, int n, sample_row_fn *row, void *context, struct error *e);
+/* Draw jobs[0 .. n-1], n <= batch; records as dalle_check_record wants them.  Jobs of one record should stand
+ * together: their caption then runs once.  row may be NULL. */
+int sampler_run(struct sampler *s, const struct sample_job *jobs, int n, sample_row_fn *row, void *context,
+                struct error *e);
 
 /* The number that stands for sample `number` of a record in the draws: of its key, or of its caption or text tokens when
  * it has no key. */

@@ -57,7 +57,7 @@ int report(const struct error *e);
 int finish(int status);
 
 /* Memory.  NULL with e filled (STATUS_LIMIT) when there is none; sizes are checked
- * for overflow.  mem_zero is zero-filled and 64-byte aligned is not promised. */
+ * for overflow.  mem_zero's memory is filled with zeros; alignment is malloc's. */
 void *mem_alloc(size_t count, size_t size, struct error *e);
 void *mem_zero(size_t count, size_t size, struct error *e);
 void *mem_grow(void *old, size_t count, size_t size, struct error *e); /* old stays valid on failure */
