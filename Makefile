@@ -1,7 +1,7 @@
 # Makefile - build, test, install.  `make help` lists the targets.
 # Forcing a probe: make ONEDNN=0, make OPENMP=0.  Sanitizers: make asan.
 
-VERSION  := 0.1.0
+VERSION  := $(shell sed -n 's/.*DALLE_VERSION "\(.*\)"/\1/p' libcommon/util.h)
 PREFIX   ?= /usr/local
 bindir   ?= $(PREFIX)/bin
 mandir   ?= $(PREFIX)/share/man

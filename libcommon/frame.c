@@ -64,18 +64,27 @@ bool frames_kept(const struct frames *f)
 	return f->out.regular;
 }
 
+static int set_level(struct frames *f, int level, struct error *e)
+{
+	/* The top levels look for matches of 3 bytes; tokens of two bytes never have one, and
+	 * without them the parse is 0.2 % better. */
+	size_t match = ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_minMatch, level >= FILE_LEVEL ? 4 : 0);
+	/* Levels from 20 use larger windows than readers have to accept. */
+	size_t window = ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_windowLog, level >= 20 ? WINDOW_LOG : 0);
+	size_t own = ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_compressionLevel, level);
+	if (ZSTD_isError(match) || ZSTD_isError(window) || ZSTD_isError(own))
+		return fail(e, STATUS_FAIL, "%s: zstd refuses level %d", f->out.path, level);
+	return 0;
+}
+
 static int compress(struct frames *f, struct buf *to, const struct buf *content, int level, struct error *e)
 {
 	size_t room = ZSTD_compressBound(content->n);
 	to->n = 0;
 	if (ZSTD_isError(room) || buf_reserve(to, room, e))
 		return fail(e, STATUS_LIMIT, "%s: no memory to compress %zu bytes", f->out.path, content->n);
-	ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_compressionLevel, level);
-	/* The top levels look for matches of 3 bytes; tokens of two bytes never have one, and
-	 * without them the parse is 0.2 % better. */
-	ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_minMatch, level >= FILE_LEVEL ? 4 : 0);
-	/* Levels from 20 use larger windows than readers have to accept. */
-	ZSTD_CCtx_setParameter(f->zstd, ZSTD_c_windowLog, level >= 20 ? WINDOW_LOG : 0);
+	if (set_level(f, level, e))
+		return -1;
 	size_t n = ZSTD_compress2(f->zstd, to->p, room, content->p, content->n);
 	if (ZSTD_isError(n))
 		return fail(e, STATUS_FAIL, "%s: zstd: %s", f->out.path, ZSTD_getErrorName(n));

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_OPTIONS 64
-
 static bool flag_help, flag_version, flag_quiet;
 static int64_t verbose_count;
 

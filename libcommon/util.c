@@ -1,6 +1,7 @@
 /* util.c - see util.h. */
 #include "util.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -227,7 +228,7 @@ int parse_int(const char *s, int64_t min, int64_t max, int64_t *out, struct erro
 	errno = 0;
 	long long v = strtoll(s, &end, 10);
 	int64_t factor = *end ? suffix_factor(end) : 1, r;
-	if (end == s || factor == 0 || *s == ' ')
+	if (end == s || factor == 0 || isspace((unsigned char)*s))
 		return fail(e, STATUS_USAGE, "'%s' is not a whole number", s);
 	if (errno || __builtin_mul_overflow((int64_t)v, factor, &r) || r < min || r > max)
 		return fail(e, STATUS_USAGE, "%s is out of range, expected %lld to %lld", s, (long long)min, (long long)max);
@@ -240,7 +241,7 @@ int parse_real(const char *s, double min, double max, double *out, struct error 
 	char *end;
 	errno = 0;
 	double v = strtod(s, &end);
-	if (end == s || *end || *s == ' ' || isnan(v))
+	if (end == s || *end || isspace((unsigned char)*s) || isnan(v))
 		return fail(e, STATUS_USAGE, "'%s' is not a number", s);
 	if ((errno && v != 0) || v < min || v > max)
 		return fail(e, STATUS_USAGE, "%s is out of range, expected %g to %g", s, min, max);
