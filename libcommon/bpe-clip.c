@@ -131,12 +131,14 @@ int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e)
 		if (space)
 			out->p[out->n++] = ' ';
 		space = false;
-		if (c == NOT_UTF8)
+		if (c == NOT_UTF8) {
 			out->p[out->n++] = p[i];
-		else if (c == 0x130) /* the one capital whose lower case is two: i and a dot above */
-			out->n += (size_t)(memcpy(out->p + out->n, "i\xCC\x87", 3) ? 3 : 0);
-		else
+		} else if (c == 0x130) { /* the one capital whose lower case is two: i and a dot above */
+			memcpy(out->p + out->n, "i\xCC\x87", 3);
+			out->n += 3;
+		} else {
 			out->n += encode_utf8(out->p + out->n, lower_case(c));
+		}
 	}
 	out->p[out->n] = 0;
 	return 0;

@@ -35,14 +35,13 @@ static int batch_reserve(struct filter *f, int max, struct error *e)
 }
 
 /* The number of records is not known before the end; the share of bytes read tells it
- * well enough for a time left. */
-static void show_progress(struct filter *f)
+ * well enough for a time left.  The batch of n was read and is still to be computed. */
+static void show_progress(struct filter *f, int n)
 {
 	uint64_t done, total;
+	double seen = (double)f->records + n;
 	reader_progress(f->in, &done, &total);
-	f->progress.total = total && done && done <= total
-	                            ? (uint64_t)((double)f->records * ((double)total / (double)done))
-	                            : 0;
+	f->progress.total = total && done && done <= total ? (uint64_t)(seen * ((double)total / (double)done)) : 0;
 	progress_update(&f->progress, f->records, NULL);
 }
 
@@ -59,7 +58,7 @@ int filter_batch(struct filter *f, int max, struct error *e)
 			break;
 		n++;
 	}
-	show_progress(f);
+	show_progress(f, n);
 	f->records += (uint64_t)n;
 	return n;
 }

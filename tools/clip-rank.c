@@ -139,10 +139,15 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 	return 0;
 }
 
+static bool same_bytes(const void *a, size_t a_n, const void *b, size_t b_n)
+{
+	return a_n == b_n && (a_n == 0 || memcmp(a, b, a_n) == 0);
+}
+
 static bool same_caption(const struct record *a, const struct record *b)
 {
-	return a->caption.n == b->caption.n && memcmp(a->caption.p ? (char *)a->caption.p : "", b->caption.p ? (char *)b->caption.p : "", a->caption.n) == 0 &&
-	       a->text.n == b->text.n && (a->text.n == 0 || memcmp(a->text.v, b->text.v, a->text.n * sizeof *a->text.v) == 0);
+	return same_bytes(a->caption.p, a->caption.n, b->caption.p, b->caption.n) &&
+	       same_bytes(a->text.v, a->text.n * sizeof *a->text.v, b->text.v, b->text.n * sizeof *b->text.v);
 }
 
 static int group_add(struct group *g, struct filter *f, const struct record *r, struct error *e)
@@ -272,13 +277,11 @@ static void print_recall(const char *what, double *ranks, size_t n, size_t candi
 /* q: the input's records; pool: what is searched (the input itself, or --among with the input's). */
 static int print_retrieval(const struct gallery *q, const struct gallery *pool, int64_t E, struct error *e)
 {
-	double *ranks = mem_alloc(q->n ? q->n : 1, sizeof *ranks, e);
+	if (!q->n)
+		return fail(e, STATUS_BAD, "no records, expected captions with pictures");
+	double *ranks = mem_alloc(q->n, sizeof *ranks, e);
 	if (!ranks)
 		return -1;
-	if (!q->n) {
-		free(ranks);
-		return fail(e, STATUS_BAD, "no records, expected captions with pictures");
-	}
 	printf("query\tqueries\tcandidates\tR@1 %%\tR@5 %%\tR@10 %%\tmedian rank\n");
 	for (size_t i = 0; i < q->n; i++)
 		ranks[i] = rank_of(q->text + (int64_t)i * E, q->image + (int64_t)i * E, pool, pool->image, q->key[i], E);

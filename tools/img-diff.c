@@ -10,6 +10,13 @@
 
 static bool as_json, each;
 
+static const struct opt options[] = {
+	OPT_FLAG('e', "each", &each, "also key, MSE and PSNR of each record"),
+	OPT_FLAG(0, "json", &as_json, "JSON lines: one per record, then the whole"),
+	OPT_END,
+};
+static const struct tool tool = {"img-diff", "[OPTION]... FILE [FILE]", "Compare the pictures of two streams", options};
+
 struct totals {
 	uint64_t records, values;
 	double squares; /* exact: whole numbers below 2^53 */
@@ -113,9 +120,6 @@ static int diff(char *const *files, int n, struct error *e)
 
 int main(int argc, char **argv)
 {
-	const struct opt options[] = {OPT_FLAG('e', "each", &each, "also key, MSE and PSNR of each record"),
-				      OPT_FLAG(0, "json", &as_json, "JSON lines: one per record, then the whole"), OPT_END};
-	const struct tool tool = {"img-diff", "[OPTION]... FILE [FILE]", "Compare the pictures of two streams", options};
 	struct error e = {0};
 	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)

@@ -300,20 +300,21 @@ static int unpack(int argc, char **argv, int first, struct error *e)
 }
 
 static const struct opt options[] = {
-    OPT_STRING('D', "directory", &folder, "DIR", "write one PNG per record into DIR"),
-    OPT_STRING('g', "grid", &grid, "COLSxROWS", "write one PNG with all pictures in a grid; either number may be left out"),
-    OPT_FLAG(0, "tar", &as_tar, "write a webdataset archive (png, txt, json)"),
-    OPT_FLAG(0, "pam", &as_pam, "write concatenated PAM pictures"),
-    OPT_FLAG(0, "ppm", &as_ppm, "write concatenated PPM pictures"),
-    OPT_FLAG(0, "show", &show, "draw in the terminal"),
-    OPT_CHOICE(0, "protocol", &protocol, TERMINAL_NAMES, "how --show draws"),
-    OPT_FLAG('l', "labels", &labels, "caption and score on sheets"),
-    OPT_FLAG(0, "group", &group, "sheets start a row whenever the caption changes"),
-    OPT_INT(0, "scale", &scale, 1, 64, "N", "enlarge pictures of sheets N times"),
-    OPT_INT(0, "gap", &gap, 0, 1000, "N", "pixels between pictures of sheets"),
-    OPT_STRING('b', "background", &background, "COLOUR", "of sheets: RRGGBB, white, black, grey"),
-    OPT_OUTPUT(&output),
-    OPT_END};
+	OPT_STRING('D', "directory", &folder, "DIR", "write one PNG per record into DIR"),
+	OPT_STRING('g', "grid", &grid, "COLSxROWS", "write one PNG with all pictures in a grid; either number may be left out"),
+	OPT_FLAG(0, "tar", &as_tar, "write a webdataset archive (png, txt, json)"),
+	OPT_FLAG(0, "pam", &as_pam, "write concatenated PAM pictures"),
+	OPT_FLAG(0, "ppm", &as_ppm, "write concatenated PPM pictures"),
+	OPT_FLAG(0, "show", &show, "draw in the terminal"),
+	OPT_CHOICE(0, "protocol", &protocol, TERMINAL_NAMES, "how --show draws"),
+	OPT_FLAG('l', "labels", &labels, "caption and score on sheets"),
+	OPT_FLAG(0, "group", &group, "sheets start a row whenever the caption changes"),
+	OPT_INT(0, "scale", &scale, 1, 64, "N", "enlarge pictures of sheets N times"),
+	OPT_INT(0, "gap", &gap, 0, 1000, "N", "pixels between pictures of sheets"),
+	OPT_STRING('b', "background", &background, "COLOUR", "of sheets: RRGGBB, white, black, grey"),
+	OPT_OUTPUT(&output),
+	OPT_END,
+};
 
 int main(int argc, char **argv)
 {

@@ -304,7 +304,9 @@ static const struct opt options[] = {
 	OPT_FLAG('c', "check", &check, "read every tensor and compare its checksum"),
 	OPT_FLAG('J', "json", &as_json, "one JSON object per file and line"),
 	OPT_FLAG('S', "stats", &stats, "mean, deviation, least, largest and number of non-finite values of each tensor"),
-	OPT_FLAG('s', "summary", &summary, "leave out the list of tensors"), OPT_END};
+	OPT_FLAG('s', "summary", &summary, "leave out the list of tensors"),
+	OPT_END,
+};
 
 int main(int argc, char **argv)
 {

@@ -177,17 +177,18 @@ static int plot(char *const *files, int n, struct error *e)
 }
 
 static const struct opt options[] = {
-    OPT_STRING('x', "x", &x_key, "KEY", "the horizontal axis"),
-    OPT_STRING('y', "y", &y_keys, "KEY,...", "what to draw"),
-    OPT_FLAG('l', "log-y", &log_y, "logarithmic vertical axis"),
-    OPT_REAL(0, "y-min", &y_min, -1e300, 1e300, "Y", "lower end of the vertical axis instead of the data's"),
-    OPT_REAL(0, "y-max", &y_max, -1e300, 1e300, "Y", "upper end of the vertical axis instead of the data's"),
-    OPT_INT('s', "smooth", &smooth, 1, 1e12, "N", "draw means over N of the horizontal axis, the points pale"),
-    OPT_STRING('t', "title", &title, "TEXT", "a line over the chart"),
-    OPT_INT(0, "width", &width, 160, STREAM_MAX_SIDE, "N", "pixels across"),
-    OPT_INT(0, "height", &height, 120, STREAM_MAX_SIDE, "N", "pixels down"),
-    OPT_OUTPUT(&output),
-    OPT_END};
+	OPT_STRING('x', "x", &x_key, "KEY", "the horizontal axis"),
+	OPT_STRING('y', "y", &y_keys, "KEY,...", "what to draw"),
+	OPT_FLAG('l', "log-y", &log_y, "logarithmic vertical axis"),
+	OPT_REAL(0, "y-min", &y_min, -1e300, 1e300, "Y", "lower end of the vertical axis instead of the data's"),
+	OPT_REAL(0, "y-max", &y_max, -1e300, 1e300, "Y", "upper end of the vertical axis instead of the data's"),
+	OPT_INT('s', "smooth", &smooth, 1, 1e12, "N", "draw means over N of the horizontal axis, the points pale"),
+	OPT_STRING('t', "title", &title, "TEXT", "a line over the chart"),
+	OPT_INT(0, "width", &width, 160, STREAM_MAX_SIDE, "N", "pixels across"),
+	OPT_INT(0, "height", &height, 120, STREAM_MAX_SIDE, "N", "pixels down"),
+	OPT_OUTPUT(&output),
+	OPT_END,
+};
 
 int main(int argc, char **argv)
 {
