@@ -27,8 +27,7 @@ void dalle_fit_free(struct dalle_fit *f)
 	free(f->texts);
 	free(f->items);
 	free(f->hidden);
-	if (f->coder)
-		bpe_coder_free(f->coder);
+	bpe_coder_free(f->coder);
 }
 
 int dalle_parse_halvings(struct dalle_fit *f, const char *list, struct error *e)

@@ -297,10 +297,8 @@ void loader_close(struct loader *l)
 {
 	if (!l)
 		return;
-	if (l->in)
-		reader_close(l->in);
-	if (l->ordered)
-		reader_close(l->ordered);
+	reader_close(l->in);
+	reader_close(l->ordered);
 	free_records(l->kept, l->kept_cap);
 	free_records(l->out, l->out_cap);
 	header_free(&l->header);
@@ -544,8 +542,7 @@ int loader_rewind(struct loader *l, struct error *e)
 		return 0;
 	if (!l->can_reopen)
 		return fail(e, STATUS_LIMIT, "%s: is a pipe larger than memory, expected a file to evaluate on", l->name);
-	if (l->ordered)
-		reader_close(l->ordered);
+	reader_close(l->ordered);
 	l->ordered = reader_open(l->files, l->file_count, e);
 	return l->ordered ? 0 : -1;
 }

@@ -297,8 +297,7 @@ static void release(struct train_run *r)
 {
 	train_log_close(r);
 	train_unlock(r);
-	if (r->eval)
-		loader_close(r->eval);
+	loader_close(r->eval);
 	json_decref(r->identity);
 	json_decref(r->commands);
 	json_decref(r->lineage);

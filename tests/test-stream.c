@@ -15,10 +15,10 @@ static void fill_header(struct header *h)
 {
 	struct error e = {0};
 	char *argv[] = {"/usr/bin/test-stream", "-x", "it's here", NULL};
-	strcpy(h->text.id, "00112233445566778899aabbccddeeff");
+	snprintf(h->text.id, sizeof h->text.id, "%s", "00112233445566778899aabbccddeeff");
 	h->text.size = 16384;
 	h->text.length = 256;
-	strcpy(h->image.id, "ffeeddccbbaa99887766554433221100");
+	snprintf(h->image.id, sizeof h->image.id, "%s", "ffeeddccbbaa99887766554433221100");
 	h->image.size = 8192;
 	h->image.grid_width = h->image.grid_height = 8;
 	CHECK(header_add_program(h, 3, argv, &e) == 0, "%s", e.text);
@@ -570,7 +570,7 @@ static void test_size(int kind)
 	struct record r = {0};
 	struct error e = {0};
 	uint16_t *all = malloc(2 * N * GRID);
-	strcpy(h.image.id, "ffeeddccbbaa99887766554433221100");
+	snprintf(h.image.id, sizeof h.image.id, "%s", "ffeeddccbbaa99887766554433221100");
 	h.image.size = 8192;
 	h.image.grid_width = h.image.grid_height = 32;
 	struct writer *w = writer_open("size.tok", &h, STREAM_LEVEL, &e);

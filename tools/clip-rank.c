@@ -21,7 +21,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "min-score", &min_score, -2, 1, "X", "drop records below this cosine"),
 	OPT_FLAG(0, "no-sort", &no_sort, "leave the order: a data filter, one record at a time"),
 	OPT_FLAG(0, "retrieval", &retrieval, "write no records but how well captions find their pictures, and the reverse"),
-	OPT_STRING(0, "among", &among, "FILE", "for --retrieval: search these pictures as well as the input's"),
+	OPT_STRING(0, "among", &among, "FILE", "for --retrieval: search these records instead of the input's"),
 	OPT_RUN(&run),
 	OPT_END,
 };
@@ -196,7 +196,7 @@ static int rank(struct scorer *s, struct filter *f, struct error *e)
 
 struct gallery { /* vectors of many records */
 	float *image, *text; /* (n, E) */
-	uint64_t *key;       /* hash of the record's key: the same picture in input and --among counts once */
+	uint64_t *key;       /* hash of the record's key: the same record in input and --among counts once */
 	size_t n, cap;
 };
 
@@ -274,7 +274,7 @@ static void print_recall(const char *what, double *ranks, size_t n, size_t candi
 	printf("\t%.1f\n", ranks[n / 2] + 1);
 }
 
-/* q: the input's records; pool: what is searched (the input itself, or --among with the input's). */
+/* q: the input's records; pool: what is searched, the same or those of --among.  The right one always counts. */
 static int print_retrieval(const struct gallery *q, const struct gallery *pool, int64_t E, struct error *e)
 {
 	if (!q->n)

@@ -91,8 +91,7 @@ int main(int argc, char **argv)
 	struct loader *data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 	if (data && fit_config(loader_header(data), loader_name(data), &e) == 0 && device_open(&run, &ops, &dev, &e) == 0)
 		status = train_model(data, ops, dev, argc, argv, &e);
-	if (data)
-		loader_close(data);
+	loader_close(data);
 	device_close(ops, dev);
 	return finish(e.status ? report(&e) : status);
 }

@@ -140,8 +140,7 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 		     (unsigned long long)d.cut);
 	json_decref(t.config);
 	dalle_fit_free(&fit);
-	if (fit.bpe)
-		bpe_close(fit.bpe);
+	bpe_close(fit.bpe);
 	dalle_free(&d);
 	device_close(ops, dev);
 	return e->status ? report(e) : status;
@@ -163,13 +162,11 @@ int main(int argc, char **argv)
 	if (!train.dry_run || first < argc) {
 		data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 		if (!data || fit_config(loader_header(data), loader_name(data), &e)) {
-			if (data)
-				loader_close(data);
+			loader_close(data);
 			return finish(report(&e));
 		}
 	}
 	status = train_model(data, argc, argv, &e);
-	if (data)
-		loader_close(data);
+	loader_close(data);
 	return finish(status);
 }
