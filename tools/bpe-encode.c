@@ -10,7 +10,7 @@
 
 static const char *model, *output;
 static double dropout;
-static int64_t seed, length = 256, level = STREAM_LEVEL;
+static int64_t seed, length = 256, level = 3;
 static bool strict, tab, zero;
 
 static const struct opt options[] = {
@@ -21,7 +21,7 @@ static const struct opt options[] = {
 	OPT_FLAG(0, "strict", &strict, "fail instead of cutting captions or mending their UTF-8"),
 	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION"),
 	OPT_FLAG('0', "zero", &zero, "lines end with NUL, not newline"),
-	OPT_INT(0, "level", &level, -1, 22, "N", "compression level, 0 for none (bare), -1 to fit the content"),
+	OPT_INT(0, "level", &level, -1, 22, "N", "compression level, 0 for none (bare), -1 for the smallest file"),
 	OPT_OUTPUT(&output),
 	OPT_END,
 };
