@@ -65,6 +65,9 @@ static void remove_leftovers(const struct train_run *r)
 int train_lock(struct train_run *r, struct error *e)
 {
 	struct buf b = {0};
+	struct stat st;
+	if (stat(r->o->output, &st) == 0 && !S_ISREG(st.st_mode))
+		return fail(e, STATUS_FAIL, "%s: is no regular file, expected one: checkpoints are read back from it", r->o->output);
 	int got = buf_printf(&b, e, "%s.lock", r->o->output);
 	r->lock_path = (char *)b.p;
 	while (got == 0)

@@ -78,6 +78,9 @@ static int open_bytes(struct weights *w, bool is_stdin, struct error *e)
 		return fail_errno(e, "%s", w->path);
 	if (!is_stdin && S_ISDIR(st.st_mode))
 		return bad(w, e, "is a directory, expected a safetensors file");
+	/* Some devices have no end: reading them whole would take all memory. */
+	if (!is_stdin && (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)))
+		return bad(w, e, "is a device, expected a safetensors file");
 	if (is_stdin || !S_ISREG(st.st_mode)) {
 		if (read_file(is_stdin ? "-" : w->path, PIPE_LIMIT, &w->whole, e))
 			return -1;

@@ -74,6 +74,12 @@ cp whole.safetensors before
 cmp -s before whole.safetensors || fail "full disk: the old file changed"
 ls | grep -q 'tmp-\|lock' && fail "full disk: left behind: $(ls)"
 
+# devices are neither checkpoints nor models; some have no end
+timeout 20 dvae-train -q -x tiny -n 1 -o /dev/full data 2> err
+[ $? -eq 1 ] && grep -q 'no regular file' err || fail "a device as output: $(cat err)"
+timeout 20 model-info /dev/full > /dev/null 2> err
+[ $? -eq 3 ] && grep -q 'is a device' err || fail "a device as model: $(cat err)"
+
 train plan.safetensors --dry-run > plan || fail "--dry-run"
 grep -q '^parameters ' plan && grep -q '^total on device ' plan || fail "--dry-run: $(cat plan)"
 [ ! -e plan.safetensors ] || fail "--dry-run wrote a file"
