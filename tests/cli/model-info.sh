@@ -34,7 +34,9 @@ model-info -s m.safetensors | grep -q a.weight && fail "-s lists tensors"
 
 refuse 2 'expected a model file'
 refuse 1 'No such file' missing
-refuse 3 'is empty' /dev/null
+: > nothing
+refuse 3 'is empty' nothing
+refuse 3 'is a device' /dev/null
 head -c 60 m.safetensors > cut
 refuse 3 'truncated or corrupt' cut
 head -c 107 m.safetensors > cut
