@@ -36,12 +36,14 @@ int dalle_parse_halvings(struct dalle_fit *f, const char *list, struct error *e)
 		char number[32];
 		size_t n = strcspn(list, ",");
 		if (f->halvings == DALLE_MAX_HALVINGS || n >= sizeof number)
-			return fail(e, STATUS_USAGE, "halvings '%s': expected at most %d numbers", list, DALLE_MAX_HALVINGS);
+			return fail(e, STATUS_USAGE, "--halve-at: '%s' is too long, expected at most %d numbers", list,
+			            DALLE_MAX_HALVINGS);
 		memcpy(number, list, n);
 		number[n] = 0;
 		int64_t least = f->halvings ? f->halve_at[f->halvings - 1] + 1 : 1;
-		if (parse_int(number, least, INT64_MAX, &f->halve_at[f->halvings], e))
-			return -1;
+		struct error why = {0};
+		if (parse_int(number, least, INT64_MAX, &f->halve_at[f->halvings], &why))
+			return fail(e, STATUS_USAGE, "--halve-at: %s", why.text);
 		list += n + (list[n] == ',');
 	}
 	return 0;

@@ -2,9 +2,11 @@
 #include "feed.h"
 #include "wire.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum kind { CLOSED, LIST, ARCHIVE, PNM, SINGLE };
 
@@ -143,6 +145,10 @@ static int next_line(struct feed *f, struct feed_item *item, struct error *e)
 		caption_end = second ? second : end;
 		key = second && second + 1 < end && second[1] != '\t' ? second + 1 : NULL;
 	}
+	if (f->number == 1 && !tab && join_path(f, &item->path, path, f->line.n, e) == 0 &&
+	    access((char *)item->path.p, F_OK) && errno != EACCES)
+		return fail(e, STATUS_BAD, "%s: is no list of pictures: line 1 has no tab and names no file, expected path<TAB>caption",
+		            f->in.name);
 	if (path_end == path)
 		fail(&item->bad, STATUS_BAD, "%s: line %llu: no path", f->in.name, (unsigned long long)f->number);
 	const char *key_end = key ? memchr(key, '\t', (size_t)(end - key)) : NULL;

@@ -25,14 +25,14 @@ static unsigned field_bit(const char *s, size_t n)
 	return 0;
 }
 
-int fields_parse(const char *list, unsigned *bits, struct error *e)
+int fields_parse(const char *option, const char *list, unsigned *bits, struct error *e)
 {
 	*bits = 0;
 	for (const char *s = list;; s++) {
 		size_t n = strcspn(s, ",");
 		unsigned bit = field_bit(s, n);
 		if (!bit)
-			return fail(e, STATUS_USAGE, "'%.*s' is no field, expected some of %s", (int)(n < 100 ? n : 100), s,
+			return fail(e, STATUS_USAGE, "%s: '%.*s' is no field, expected some of %s", option, (int)(n < 100 ? n : 100), s,
 			            FIELD_NAMES);
 		*bits |= bit;
 		s += n;

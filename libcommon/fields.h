@@ -16,8 +16,8 @@ enum { FIELD_COUNT = 12, FIELD_ALL = (1 << FIELD_COUNT) - 1 };
 #define FIELD_NAMES "key,caption,text,image,pixels,score,nll_text,nll_image,seed,sample,model,unknown"
 
 const char *field_name(int i); /* 0 .. FIELD_COUNT-1, "key" first */
-/* "key,image" to bits; STATUS_USAGE naming the word that is no field. */
-int fields_parse(const char *list, unsigned *bits, struct error *e);
+/* "key,image" to bits; STATUS_USAGE naming `option` and the word that is no field. */
+int fields_parse(const char *option, const char *list, unsigned *bits, struct error *e);
 unsigned record_fields(const struct record *r); /* which it has */
 void record_project(struct record *r, unsigned keep);
 /* A header that describes records after record_project. */

@@ -55,7 +55,7 @@ static int hex_digit(char c)
 	return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-int image_parse_colour(const char *text, uint8_t rgb[3], struct error *e)
+int image_parse_colour(const char *option, const char *text, uint8_t rgb[3], struct error *e)
 {
 	static const struct {
 		const char *name, *hex;
@@ -70,7 +70,8 @@ int image_parse_colour(const char *text, uint8_t rgb[3], struct error *e)
 		good = high >= 0 && low >= 0;
 		rgb[i] = (uint8_t)(high * 16 + low);
 	}
-	return good ? 0 : fail(e, STATUS_USAGE, "'%s' is no colour, expected RRGGBB in hex, white, black or grey", text);
+	return good ? 0 : fail(e, STATUS_USAGE, "%s: '%s' is no colour, expected RRGGBB in hex, white, black or grey",
+	                       option, text);
 }
 
 void image_free(struct pixels *p)

@@ -39,8 +39,8 @@ int image_decode(struct pixels *out, const void *p, size_t n, const struct image
 		 struct error *e);
 /* One of concatenated PPM (P6), PGM (P5) or PAM (P7) pictures: 1, 0 at the end, -1. */
 int image_read_pnm(struct pixels *out, struct input *s, const struct image_options *o, struct error *e);
-/* "RRGGBB" with or without "#", or black, white, grey (gray). */
-int image_parse_colour(const char *text, uint8_t rgb[3], struct error *e);
+/* "RRGGBB" with or without "#", or black, white, grey (gray); STATUS_USAGE naming `option` for others. */
+int image_parse_colour(const char *option, const char *text, uint8_t rgb[3], struct error *e);
 
 /* ---- parts of the decoders, one per format ---- */
 

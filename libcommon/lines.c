@@ -16,7 +16,7 @@ struct lines {
 	int n, index; /* operand being read; -1 before the first */
 	int fd;       /* -1: none open */
 	char end;
-	bool eof;
+	bool eof, seen; /* of the open operand: its end, its first block */
 	struct buf in; /* in.p[at .. in.n) is read and not yet given out */
 	size_t at, searched; /* no line end in in.p[at .. searched) */
 	uint64_t number, done, total;
@@ -65,8 +65,23 @@ static int open_operand(struct lines *l, struct error *e)
 	if (l->fd < 0)
 		return -1;
 	l->at = l->searched = 0;
-	l->eof = false;
+	l->eof = l->seen = false;
 	return 0;
+}
+
+/* No text: a NUL byte that ends no line, or more control bytes than any text has.  Looked for in the first block of
+ * each file, so that a model or a picture is not taken for captions. */
+static bool is_text(const struct lines *l)
+{
+	size_t controls = 0;
+	for (size_t i = 0; i < l->in.n; i++) {
+		uint8_t c = l->in.p[i];
+		bool space = (c >= '\t' && c <= '\r') || c == '\033';
+		if (c == 0 && l->end != 0)
+			return false;
+		controls += c < ' ' && c != (uint8_t)l->end && !space;
+	}
+	return controls <= l->in.n / 20;
 }
 
 static int read_more(struct lines *l, struct error *e)
@@ -85,6 +100,9 @@ static int read_more(struct lines *l, struct error *e)
 		return fail_errno(e, "%s", lines_name(l));
 	l->in.n += (size_t)k;
 	l->eof = k == 0;
+	if (!l->seen && !is_text(l))
+		return fail(e, STATUS_BAD, "%s: is not text, expected one caption a line", lines_name(l));
+	l->seen = true;
 	return 0;
 }
 

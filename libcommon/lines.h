@@ -10,7 +10,7 @@ struct lines;
  * and a CR before it is dropped; or 0); the last one may lack it. */
 struct lines *lines_open(char *const *files, int n, char end, struct error *e);
 /* The next line: 1 with *p valid until the next call, 0 at the end, -1.  A line of more than
- * STREAM_MAX_TEXT bytes is STATUS_LIMIT; a file that turns out to be a token stream STATUS_BAD. */
+ * STREAM_MAX_TEXT bytes is STATUS_LIMIT; a file that is a token stream or no text STATUS_BAD. */
 int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e);
 uint64_t lines_number(const struct lines *l); /* of the line read last, from 1, over all files */
 const char *lines_name(const struct lines *l); /* file being read, for messages */

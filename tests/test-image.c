@@ -415,9 +415,9 @@ static void test_colours(void)
 {
 	uint8_t c[3];
 	struct error e = {0};
-	CHECK(image_parse_colour("#0aFf10", c, &e) == 0 && c[0] == 10 && c[1] == 255 && c[2] == 16, "#0aFf10");
-	CHECK(image_parse_colour("white", c, &e) == 0 && c[0] == 255 && c[1] == 255 && c[2] == 255, "white");
-	CHECK(image_parse_colour("#12345", c, &e) == -1 && e.status == STATUS_USAGE, "five digits are refused");
+	CHECK(image_parse_colour("--background", "#0aFf10", c, &e) == 0 && c[0] == 10 && c[1] == 255 && c[2] == 16, "#0aFf10");
+	CHECK(image_parse_colour("--background", "white", c, &e) == 0 && c[0] == 255 && c[1] == 255 && c[2] == 255, "white");
+	CHECK(image_parse_colour("--background", "#12345", c, &e) == -1 && e.status == STATUS_USAGE, "five digits are refused");
 }
 
 /* ---- orientation ---- */

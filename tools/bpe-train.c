@@ -38,6 +38,10 @@ static int count_lines(struct bpe_counts *c, char **files, int n, uint64_t *capt
 		if (tab && !key_end && (r = fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l),
 					(unsigned long long)lines_number(l))))
 			break;
+		if (!tab && lines_number(l) == 1 && length && memchr(p, '\t', length) &&
+		    (r = fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, cut -f2 for a list of pictures",
+		              lines_name(l))))
+			break;
 		if ((r = bpe_count(c, p + skip, length - skip, e)))
 			break;
 		uint64_t done;

@@ -75,6 +75,18 @@ static void apply_options(void)
 		model.recipe.warmup = train.warmup;
 }
 
+/* What one option says of another: -1 to go on, or the exit status. */
+static int check_options(void)
+{
+	if (!train.output && !train.dry_run)
+		return opt_misuse("-o MODEL is needed");
+	if (width % heads)
+		return opt_misuse("--width %lld is not a multiple of --heads %lld", (long long)width, (long long)heads);
+	if (conv_k % 2 == 0)
+		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
+	return -1;
+}
+
 /* The data decides vocabularies and grid. */
 static int fit_config(const struct header *h, const char *file, struct error *e)
 {
@@ -151,12 +163,12 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
-	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0)
+	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0) {
 		apply_options();
+		status = check_options();
+	}
 	if (status >= 0)
 		return finish(status);
-	if (!train.output && !train.dry_run)
-		return finish(opt_misuse("-o MODEL is needed"));
 	/* A plan without data is made for the preset's vocabularies and grid. */
 	struct loader *data = NULL;
 	if (!train.dry_run || first < argc) {

@@ -191,7 +191,7 @@ static int start(struct pack *p, int argc, char **argv, int first, struct error 
 	p->options.least_side = size ? crop_least_side((enum crop_mode)crop_choice, (uint32_t)size) : 0;
 	if (threads)
 		omp_set_num_threads((int)threads);
-	if (image_parse_colour(background, p->options.background, e) || make_banks(p, e))
+	if (image_parse_colour("--background", background, p->options.background, e) || make_banks(p, e))
 		return -1;
 	p->feed = (struct feed){.caption = caption, .folder = folder, .options = p->options};
 	feed_open(&p->feed, argv + first, argc - first);

@@ -268,7 +268,7 @@ static int start(struct unpack *u, int argc, char **argv, int first, struct erro
 {
 	struct sheet_options *o = &u->sheet.options;
 	*o = (struct sheet_options){.scale = (uint32_t)scale, .gap = (uint32_t)gap, .labels = labels, .group = group};
-	if (image_parse_colour(background, o->background, e) || (grid && parse_grid(grid, o, e)) ||
+	if (image_parse_colour("--background", background, o->background, e) || (grid && parse_grid(grid, o, e)) ||
 	    filter_open(&u->in, argc, argv, first, e))
 		return -1;
 	for (size_t i = 0; i < u->in.header.program_count; i++)

@@ -22,7 +22,7 @@ static int choose_fields(unsigned *keep, struct error *e)
 {
 	unsigned dropped = 0;
 	*keep = FIELD_ALL;
-	if ((fields && fields_parse(fields, keep, e)) || (drop && fields_parse(drop, &dropped, e)))
+	if ((fields && fields_parse("--fields", fields, keep, e)) || (drop && fields_parse("--drop", drop, &dropped, e)))
 		return -1;
 	*keep &= ~dropped;
 	return 0;

@@ -60,7 +60,7 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	struct sink s = {.out = {.fd = -1}};
 	unsigned keep = FIELD_ALL & ~(unsigned)FIELD_PIXELS;
-	if (fields && fields_parse(fields, &keep, &e))
+	if (fields && fields_parse("--fields", fields, &keep, &e))
 		return finish(opt_misuse("%s", e.text));
 	if (pixels)
 		keep |= FIELD_PIXELS;

@@ -125,6 +125,17 @@ refuse 1 'missing' bpe-encode -m words.bpe -o out captions missing
 refuse 3 'is a token stream' bpe-encode -m words.bpe -o out captions a.tok
 refuse 3 'line 1: no tab' bpe-encode -t -m words.bpe -o out captions
 refuse 3 'no captions' bpe-train -o out /dev/null
+# no text: a picture, a model; a list whose keys would become captions
+printf '\211PNG\r\n\032\n\0\0\0\rIHDR' >picture
+printf '\100\0\0\0\0\0\0\0{"__metadata__":{}}' >model
+for f in picture model; do
+	refuse 3 'is not text' bpe-encode -m words.bpe -o out $f
+	refuse 3 'is not text' bpe-train -o out $f
+done
+refuse 3 'is not text' bpe-encode -0 -m words.bpe -o out picture
+printf 'one.png\ta cat\n' >list.tsv
+refuse 2 'line 1 holds a tab: give -t' bpe-encode -m words.bpe -o out list.tsv
+refuse 2 'line 1 holds a tab: give -t' bpe-train -o out list.tsv
 refuse 3 'captions' bpe-decode -m words.bpe -o out captions
 head -c 100 a.tok >torn.tok
 refuse 3 'torn.tok' bpe-encode -m words.bpe -o out torn.tok

@@ -90,9 +90,11 @@ refused 2 "prefix of 5 rows" x.tok dalle-sample -m good.st --prefix-rows 5 -o x.
 refused 3 "no image tokens" x.st dalle-train -x tiny -n 1 -o x.st noimage.tok
 refused 3 "no text tokens" x.st dalle-train -x tiny -n 1 -o x.st notext.tok
 refused 3 "cut.tok" x.st dalle-train -x tiny -n 1 -o x.st cut.tok
-refused 3 "multiple of" x.st dalle-train -x tiny --width 33 -n 1 -o x.st train.tok
 refused 2 "preset 'huge'" x.st dalle-train -x huge -n 1 -o x.st train.tok
-refused 2 "" x.st dalle-train -x tiny --halve-at 5,3 -n 1 -o x.st train.tok
+refused 2 "--halve-at: " x.st dalle-train -x tiny --halve-at 5,3 -n 1 -o x.st train.tok
+refused 2 "--width 33 .*--heads 2" x.st dalle-train -x tiny --width 33 -n 1 -o x.st train.tok
+refused 2 "--conv-k 4 " x.st dalle-train -x tiny --conv-k 4 -n 1 -o x.st train.tok
+refused 2 "--fields: 'nonsense'" x.st tok-cat --fields key,nonsense -o x.st train.tok
 refused 4 "needs" x.st dalle-train -x 12b -n 1 -o x.st train.tok
 dalle-sample -m good.st -j1 noimage.tok >/dev/null; ok $? "captions alone are enough to sample"
 dalle-train -x 12b --dry-run >plan.txt 2>/dev/null

@@ -75,6 +75,12 @@ img-pack -s 0 cut.png >/dev/null 2>&1
 img-pack -s 0 list.pix >/dev/null 2>err
 [ $? = 3 ] || bad "a stream is no picture"
 grep -q 'zstd' err || bad "a stream is no picture: $(cat err)"
+printf 'Some prose.\nMore of it.\n' >prose.txt
+img-pack -o never.pix prose.txt 2>err
+[ $? = 3 ] && [ "$(wc -l <err)" = 1 ] && grep -q 'path<TAB>caption' err || bad "prose is no list: $(cat err)"
+[ ! -e never.pix ] || bad "prose left an output"
+img-pack -s 0 -b nonsense a.ppm >/dev/null 2>err
+[ $? = 2 ] && grep -q -- '--background' err || bad "a colour: the option is not named: $(cat err)"
 
 # Crops: sizes, keys of variants, the same for any number of threads.
 img-pack -s 4 -c paper-dvae -n 3 --seed 5 -j 1 list.tsv -o one.pix && img-pack -s 4 -c paper-dvae -n 3 --seed 5 -j 2 list.tsv -o two.pix || bad "variants"
