@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { HUGE_PAGE = 2 << 20, LINE = 64 };
@@ -209,6 +210,21 @@ void cpu_describe(const struct dev *d, char *out, size_t n)
 #endif
 }
 
+/* What `ulimit -v` leaves of the address space, or -1. */
+static int64_t address_space_left(void)
+{
+	struct rlimit limit;
+	unsigned long long pages = 0;
+	if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+		return -1;
+	FILE *f = fopen("/proc/self/statm", "re");
+	bool known = f && fscanf(f, "%llu", &pages) == 1;
+	if (f)
+		fclose(f);
+	uint64_t used = known ? pages * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+	return used < limit.rlim_cur ? (int64_t)(limit.rlim_cur - used) : 0;
+}
+
 uint64_t cpu_memory(const struct dev *d)
 {
 	FILE *f = fopen("/proc/meminfo", "re");
@@ -219,8 +235,10 @@ uint64_t cpu_memory(const struct dev *d)
 	if (f)
 		fclose(f);
 	int64_t quota = cgroup_least(quota_memory);
+	int64_t space = address_space_left();
 	uint64_t bytes = (uint64_t)kb * 1024;
-	return quota >= 0 && (uint64_t)quota < bytes ? (uint64_t)quota : bytes;
+	bytes = quota >= 0 && (uint64_t)quota < bytes ? (uint64_t)quota : bytes;
+	return space >= 0 && (uint64_t)space < bytes ? (uint64_t)space : bytes;
 }
 
 /* Large blocks ask for huge pages: products over tall matrices miss the page table cache otherwise. */

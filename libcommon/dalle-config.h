@@ -31,7 +31,7 @@ struct dalle_recipe {
 	int batch;
 	double lr, lr_end;   /* peak, and where the cosine ends as a share of the peak */
 	int64_t warmup;      /* updates */
-	bool halving;        /* constant after the warm-up but for the halvings that the user names (C23) */
+	bool halving;        /* constant after the warm-up but for halvings, on a plateau unless the user names them (C23) */
 	double beta1, beta2, eps, decay, v_max, clip;
 	double average_decay;
 	int average_every;

@@ -53,7 +53,7 @@ static double step_size(const void *model, const struct train_step *s)
 {
 	const struct dalle_fit *f = model;
 	const struct dalle_recipe *r = &f->recipe;
-	if (!r->halving && f->halvings == 0)
+	if (!f->constant)
 		return r->lr * schedule_warmup_cosine(s->step, r->warmup, s->steps, r->lr_end);
 	double lr = s->step < r->warmup ? r->lr * (double)(s->step + 1) / (double)r->warmup : r->lr;
 	for (int i = 0; i < f->halvings && f->halve_at[i] <= s->step; i++)
@@ -148,6 +148,8 @@ void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, c
 		.v_max = (float)r->v_max, .clip = (float)r->clip,
 		.average_decay = (float)r->average_decay, .average_every = r->average_every,
 		.activation_bytes = arena_bytes(&f->d->arena),
+		.text_rows = "text.embed.weight text.head.weight text.head.bias",
+		.image_rows = "image.embed.weight image.head.weight image.head.bias",
 		.lr = step_size, .step = fit_step, .evaluate = fit_evaluate,
 	};
 }

@@ -18,6 +18,7 @@ struct dalle_fit {
 	struct bpe *bpe;          /* NULL: no BPE dropout */
 	int64_t halve_at[DALLE_MAX_HALVINGS]; /* updates at which the step size is halved, ascending (C23, J12) */
 	int halvings;
+	bool constant;            /* the step size keeps its peak but for halvings; else it falls along a cosine */
 	/* set by dalle_fit_start */
 	struct bpe_coder *coder;
 	struct dalle_item *items; /* (batch) */

@@ -1,4 +1,4 @@
-/* loader.c - see loader.h.  One pass at open decides the way of shuffling, counts the records and takes
+/* loader.c - see loader.h.  One pass at the start decides the way of shuffling, counts the records and takes
  * the identity of the data; then each way has a start of a pass and a next record. */
 #include "loader.h"
 
@@ -25,6 +25,7 @@ struct loader {
 	uint64_t seed, limit;
 	struct header header;
 	struct reader *in;
+	bool loaded; /* the first pass was made */
 	enum mode mode;
 	bool can_reopen; /* else a pipe: BUFFERED and one pass */
 	char identity[ID_LENGTH + 1];
@@ -276,7 +277,7 @@ static int set_name(struct loader *l, struct error *e)
 	return r;
 }
 
-struct loader *loader_open(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e)
+struct loader *loader_begin(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e)
 {
 	struct loader *l = mem_zero(1, sizeof *l, e);
 	if (!l)
@@ -286,7 +287,25 @@ struct loader *loader_open(char *const *files, int n, uint64_t seed, uint64_t me
 	l->seed = seed;
 	l->limit = memory_limit ? memory_limit : 1;
 	if (set_name(l, e) || !(l->in = reader_open(files, n, e)) ||
-	    header_copy(&l->header, reader_header(l->in), e) || first_pass(l, e)) {
+	    header_copy(&l->header, reader_header(l->in), e)) {
+		loader_close(l);
+		return NULL;
+	}
+	return l;
+}
+
+int loader_load(struct loader *l, struct error *e)
+{
+	if (l->loaded)
+		return 0;
+	l->loaded = true;
+	return first_pass(l, e);
+}
+
+struct loader *loader_open(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e)
+{
+	struct loader *l = loader_begin(files, n, seed, memory_limit, e);
+	if (l && loader_load(l, e)) {
 		loader_close(l);
 		return NULL;
 	}

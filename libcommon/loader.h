@@ -17,7 +17,10 @@ struct loader_state {
 	uint64_t epoch;    /* passes completed */
 	uint64_t position; /* records given in this pass */
 };
-/* files as reader_open; all parts must agree. */
+/* files as reader_open; all parts must agree.  In two steps: loader_begin reads the header only, so that a trainer can plan
+ * its memory first; loader_load, after which the rest works, reads everything once.  loader_open does both. */
+struct loader *loader_begin(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e);
+int loader_load(struct loader *l, struct error *e); /* once is enough */
 struct loader *loader_open(char *const *files, int n, uint64_t seed, uint64_t memory_limit, struct error *e);
 const struct header *loader_header(const struct loader *l);
 /* 32 hex digits over the content of all records (of a larger pipe: of those buffered at open) and the way of

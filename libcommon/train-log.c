@@ -9,9 +9,11 @@
 #include "device.h"
 #include "train-run.h"
 
-/* A loss this many deviations above its running mean is told, after so many updates. */
-#define SPIKE 6.0
-enum { SPIKE_AFTER = 50, SPIKE_QUIET = 100, TELL_SECONDS = 10 };
+/* A spike is told when each of the last SPIKE_RUN losses lies above all of the SPIKE_WINDOW before them, and their least
+ * by SPIKE times the spread of those (the distance from their middle to their highest) above that highest, and by a
+ * hundredth of the middle: no single odd batch does it, nor the noise of small ones, however it is distributed. */
+#define SPIKE 1.0
+enum { SPIKE_QUIET = 200, TELL_SECONDS = 10, TELL_MOST = 600 };
 
 /* ---- the file ---- */
 
@@ -101,6 +103,9 @@ void train_log_start(struct train_run *r)
 	json_object_set(j, "run", r->identity);
 	json_object_set_new(j, "parameters", json_integer((json_int_t)params_count(r->p)));
 	put_line(l, j);
+	note(0, "%s: %lld parameters, %lld records%s, %lld updates of %lld", r->o->output, (long long)params_count(r->p),
+	     (long long)loader_records(r->data), loader_records(r->data) ? "" : " (a pipe of unknown length)",
+	     (long long)(r->steps - r->step), (long long)r->t->batch * (long long)r->o->accumulate);
 	progress_start(&l->progress, "steps", (uint64_t)(r->steps - r->step));
 	l->line_began = l->told = seconds_now();
 }
@@ -139,29 +144,41 @@ static void tell(struct train_run *r, double loss)
 	char detail[100], left[24];
 	snprintf(detail, sizeof detail, "loss %.4g, %.4g records/s", loss, rate);
 	progress_update(&l->progress, (uint64_t)done, detail);
-	if (l->progress.active || now - l->told < TELL_SECONDS)
+	/* Without -v less and less often: the lines of a long run still fit a screen or two. */
+	double wait = verbosity >= 1 ? TELL_SECONDS : fmin(fmax(TELL_SECONDS, passed / 4), TELL_MOST);
+	if (l->progress.active || now - l->told < wait)
 		return;
 	l->told = now;
 	format_duration(left, sizeof left, passed / (double)done * (double)(r->steps - r->step));
-	note(1, "step %lld of %lld, %s, %s left", (long long)r->step, (long long)r->steps, detail, left);
+	note(0, "step %lld of %lld, %s, %s left", (long long)r->step, (long long)r->steps, detail, left);
+}
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
 }
 
 /* Only a warning, so its memory is not part of a checkpoint. */
 static void watch_loss(struct train_run *r, double loss)
 {
 	struct train_log *l = &r->log;
-	double off = loss - l->mean, deviation = sqrt(l->variance);
-	bool spike = l->watched >= SPIKE_AFTER && off > SPIKE * deviation && deviation > 0;
-	if (spike && r->step - l->spike_told >= SPIKE_QUIET) {
-		clear_line(l);
-		warn("step %lld: the loss jumped to %.4g, %.1f deviations above its mean %.4g", (long long)r->step, loss,
-		     off / deviation, l->mean);
-		l->spike_told = r->step;
-	}
-	double share = l->watched < SPIKE_AFTER ? 1.0 / (double)(l->watched + 1) : 1.0 / SPIKE_AFTER;
-	l->mean += share * off;
-	l->variance = (1 - share) * (l->variance + share * off * off);
-	l->watched++;
+	double before[SPIKE_WINDOW], least = loss;
+	l->recent[l->watched++ % ARRAY_LEN(l->recent)] = loss;
+	if (l->watched < (int64_t)ARRAY_LEN(l->recent) || (l->spike_told && r->step - l->spike_told < SPIKE_QUIET))
+		return;
+	for (int i = 0; i < SPIKE_WINDOW; i++)
+		before[i] = l->recent[(l->watched + i) % (int64_t)ARRAY_LEN(l->recent)];
+	for (int i = 1; i <= SPIKE_RUN; i++)
+		least = fmin(least, l->recent[(l->watched - i) % (int64_t)ARRAY_LEN(l->recent)]);
+	qsort(before, SPIKE_WINDOW, sizeof *before, by_value);
+	double middle = before[SPIKE_WINDOW / 2], highest = before[SPIKE_WINDOW - 1];
+	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 100))
+		return;
+	clear_line(l);
+	warn("step %lld: the loss jumped to %.4g; the %d updates before had %.4g in the middle, %.4g at most", (long long)r->step,
+	     loss, SPIKE_WINDOW, middle, highest);
+	l->spike_told = r->step;
 }
 
 void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm)
@@ -176,6 +193,21 @@ void train_log_update(struct train_run *r, const struct metrics *m, double lr, d
 	tell(r, loss);
 }
 
+void train_log_halving(struct train_run *r, double mean, double least, double lr)
+{
+	json_t *j = json_object();
+	json_object_set_new(j, "step", json_integer(r->step));
+	json_object_set_new(j, "halving", json_integer(r->plateau.halvings));
+	set_real(j, "", "lr", lr);
+	set_real(j, "", "window_loss", mean);
+	set_real(j, "", "least_window_loss", least);
+	put_line(&r->log, j);
+	if (verbosity >= 0)
+		clear_line(&r->log);
+	note(0, "step %lld: the mean loss is %.6g after %.6g: step size halved to %.4g (%d of %d)", (long long)r->step, mean, least,
+	     lr, r->plateau.halvings, r->t->plateau.most);
+}
+
 void train_log_evaluation(struct train_run *r, const struct metrics *m)
 {
 	json_t *j = json_object();
@@ -184,9 +216,9 @@ void train_log_evaluation(struct train_run *r, const struct metrics *m)
 	set_metrics(j, "eval_", m, 1);
 	set_real(j, "", "seconds", trained_seconds(r));
 	put_line(&r->log, j);
-	if (verbosity >= 1)
+	if (verbosity >= 0)
 		clear_line(&r->log);
-	note(1, "step %lld: held-out loss %.6g", (long long)r->step, metrics_get(m, "loss"));
+	note(0, "step %lld: held-out loss %.6g", (long long)r->step, metrics_get(m, "loss"));
 }
 
 void train_log_end(struct train_run *r, const char *what)
@@ -202,7 +234,7 @@ void train_log_end(struct train_run *r, const char *what)
 	getrusage(RUSAGE_SELF, &use);
 	format_duration(time, sizeof time, seconds_now() - r->began);
 	format_bytes(memory, sizeof memory, (uint64_t)use.ru_maxrss * 1024);
-	note(1, "%s: %s at step %lld of %lld, %s, peak memory %s", r->o->output, what, (long long)r->step,
+	note(0, "%s: %s at step %lld of %lld, %s, peak memory %s", r->o->output, what, (long long)r->step,
 	     (long long)r->steps, time, memory);
 }
 

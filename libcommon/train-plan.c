@@ -111,6 +111,10 @@ static int check_options(const struct trainee *t, const struct train_options *o,
 		return fail(e, STATUS_USAGE, "nothing to do: give --steps or --epochs");
 	if (o->patience && !o->eval)
 		return fail(e, STATUS_USAGE, "--patience needs --eval");
+	if (o->patience && o->keep_state)
+		return fail(e, STATUS_USAGE, "--patience writes the best weights, --keep-state the state of the last update: give one of them");
+	if (o->new_vocabulary && !o->init)
+		return fail(e, STATUS_USAGE, "--new-vocabulary needs --init");
 	if (o->eval && !t->evaluate)
 		return fail(e, STATUS_USAGE, "--eval: this model has no evaluation");
 	return 0;

@@ -1,10 +1,13 @@
 /* train-run.h - one training run in progress, shared by the files of the loop: train.c (updates), train-state.c
- * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules). */
+ * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules), train-plateau.c
+ * (halvings), train-init.c (weights of another model). */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
 
 #include "progress.h"
 #include "train.h"
+
+enum { SPIKE_WINDOW = 100, SPIKE_RUN = 3 };
 
 /* Log file, terminal line and the watch for loss spikes. */
 struct train_log {
@@ -17,8 +20,8 @@ struct train_log {
 	double line_began;    /* seconds_now */
 	double aside;         /* seconds since then spent on evaluations and checkpoints */
 	double told;          /* when the last line for -v was printed */
-	double mean, variance; /* of the loss, exponential, for spikes */
-	int64_t watched, spike_told;
+	double recent[SPIKE_WINDOW + SPIKE_RUN]; /* losses, a ring, for spikes */
+	int64_t watched, spike_told; /* losses seen; step of the last warning */
 };
 
 /* Best evaluation so far; only with --patience. */
@@ -28,6 +31,25 @@ struct train_best {
 	int64_t step;
 	int64_t without_gain; /* evaluations since */
 	float *host;          /* its averaged weights, laid out as a block */
+};
+
+/* What plateau_rule goes by, see train-plateau.c. */
+struct plateau {
+	int64_t count;  /* losses in sum: of the present window */
+	double sum;
+	bool known;
+	double least;   /* mean of a window so far */
+	int64_t without_gain; /* windows since */
+	int halvings;
+	int64_t at[PLATEAU_MOST]; /* updates done at each */
+};
+
+/* The model that weights come from, with --init. */
+struct train_init {
+	struct weights *file; /* NULL: none */
+	bool other_text, other_image; /* it is of another vocabulary, dVAE */
+	int anew;             /* tensors that it did not give */
+	json_t *commands;     /* that made it; NULL when unknown */
 };
 
 struct train_run {
@@ -44,6 +66,8 @@ struct train_run {
 	int64_t saved_step;    /* on disk; -1: no checkpoint */
 	double began, seconds_before; /* training time of earlier processes */
 	struct train_best best;
+	struct plateau plateau;
+	struct train_init init;
 	struct train_log log;
 	json_t *identity;      /* what decides the result: "dalle.run" */
 	json_t *commands, *lineage; /* arrays of command lines: of this model, of its data */
@@ -62,11 +86,25 @@ int train_checkpoint(struct train_run *r, struct error *e);
 /* The finished file, from block avg, or w when the trainee does not average; `step` is what it holds. */
 int train_finish(struct train_run *r, int64_t step, struct error *e);
 
+/* train-plateau.c */
+double train_plateau_factor(const struct train_run *r); /* of the step size */
+/* After update r->step with this mean loss and step size. */
+void train_plateau_update(struct train_run *r, double loss, double lr);
+json_t *train_plateau_json(const struct train_run *r); /* for the checkpoint */
+int train_plateau_load(struct train_run *r, const json_t *j); /* -1 when it is corrupt */
+json_t *train_plateau_rule_json(const struct train_run *r); /* for the run's identity */
+
+/* train-init.c */
+int train_init_open(struct train_run *r, struct error *e); /* checks kind, vocabulary and dVAE */
+int train_init_load(struct train_run *r, struct error *e); /* over the initial weights */
+void train_init_close(struct train_run *r);
+
 /* train-log.c */
 int train_log_open(struct train_run *r, struct error *e);
 void train_log_start(struct train_run *r);
 /* After update r->step: metrics, step size, gradient norm. */
 void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm);
+void train_log_halving(struct train_run *r, double mean, double least, double lr);
 void train_log_evaluation(struct train_run *r, const struct metrics *m);
 void train_log_end(struct train_run *r, const char *what);
 void train_log_close(struct train_run *r);

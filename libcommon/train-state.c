@@ -153,7 +153,11 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 	                        r->t->image_id ? r->t->image_id : "", "step_sizes", schedule_json(r), "optimizer",
 	                        optimizer_json(r->t));
 	r->lineage = lineage_json(loader_header(r->data));
-	r->commands = json_array();
+	if (r->identity && r->t->plateau.most)
+		json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r));
+	if (r->identity && r->init.file)
+		json_object_set_new(r->identity, "init", json_string(weights_meta(r->init.file, "dalle.id")));
+	r->commands = json_is_array(r->init.commands) ? json_copy(r->init.commands) : json_array();
 	json_t *command = command_json(argc, argv, e);
 	if (!r->identity || !r->lineage || !r->commands || !command || json_array_append_new(r->commands, command))
 		return fail(e, STATUS_LIMIT, "out of memory");
@@ -191,13 +195,17 @@ static json_t *metadata(const struct train_run *r, int64_t step)
 	return m;
 }
 
-static json_t *state_json(const struct train_run *r)
+static json_t *state_json(const struct train_run *r, bool complete)
 {
 	struct loader_state at = loader_state(r->data);
 	json_t *j = json_pack("{s:I,s:I,s:I,s:f,s:b,s:s}", "step", (json_int_t)r->step, "epoch", (json_int_t)at.epoch,
 	                      "position", (json_int_t)at.position, "seconds", r->seconds_before + seconds_now() - r->began,
 	                      "eval_due", r->eval_due, "type", dtype_name(r->p->ops->type(r->p->dev)));
 	json_object_set_new(j, "device", json_string(r->p->ops->name));
+	if (complete)
+		json_object_set_new(j, "complete", json_true());
+	if (r->t->plateau.most)
+		json_object_set_new(j, "plateau", train_plateau_json(r));
 	if (r->best.known)
 		json_object_set_new(j, "best", json_pack("{s:f,s:I,s:I}", "loss", r->best.loss, "step",
 		                                         (json_int_t)r->best.step, "without_gain",
@@ -220,10 +228,10 @@ static int save(const struct train_run *r, json_t *meta, const struct weights_pa
 	return result;
 }
 
-int train_checkpoint(struct train_run *r, struct error *e)
+/* Weights, and all that an exact continuation needs. */
+static int save_state(struct train_run *r, bool complete, struct error *e)
 {
 	struct params *p = r->p;
-	double began = seconds_now();
 	struct weights_part parts[] = {
 		{p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL},
 		{p, BLOCK_W, "train.w.", NULL},
@@ -231,13 +239,19 @@ int train_checkpoint(struct train_run *r, struct error *e)
 		{p, BLOCK_V, "train.v.", NULL},
 		{p, BLOCK_AVG, "train.best.", r->best.host},
 	};
-	json_t *meta = metadata(r, r->step), *state = state_json(r);
+	json_t *meta = metadata(r, r->step), *state = state_json(r, complete);
 	if (meta && set_json(meta, "dalle.state", state)) {
 		json_decref(meta);
 		meta = NULL;
 	}
 	json_decref(state);
-	if (save(r, meta, parts, ARRAY_LEN(parts) - !r->best.known, e))
+	return save(r, meta, parts, ARRAY_LEN(parts) - !r->best.known, e);
+}
+
+int train_checkpoint(struct train_run *r, struct error *e)
+{
+	double began = seconds_now();
+	if (save_state(r, false, e))
 		return -1;
 	r->saved_step = r->step;
 	r->log.aside += seconds_now() - began;
@@ -248,6 +262,8 @@ int train_checkpoint(struct train_run *r, struct error *e)
 int train_finish(struct train_run *r, int64_t step, struct error *e)
 {
 	struct weights_part part = {r->p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL};
+	if (r->o->keep_state)
+		return save_state(r, true, e);
 	return save(r, metadata(r, step), &part, 1, e);
 }
 
@@ -269,14 +285,19 @@ static int same_object(const struct train_run *r, const char *what, json_t *old,
 	char a[100], b[100];
 	if (json_equal(old, now))
 		return 0;
-	json_object_foreach(now, key, value) {
-		if (json_equal(json_object_get(old, key), value))
+	json_t *all = json_copy(now);
+	json_object_update_missing(all, old); /* members that only one of them has count too */
+	json_object_foreach(all, key, value) {
+		json_t *was = json_object_get(old, key), *is = json_object_get(now, key);
+		if (was && is && json_equal(was, is))
 			continue;
-		value_text(a, sizeof a, json_object_get(old, key));
-		value_text(b, sizeof b, value);
-		return fail(e, STATUS_BAD, "%s: is a%s run whose %s%.40s is %s, not %s; --restart replaces it", r->o->output,
-		            finished ? " complete" : "n unfinished", what, key, a, b);
+		value_text(a, sizeof a, was);
+		value_text(b, sizeof b, is);
+		fail(e, STATUS_BAD, "%s: is a%s run whose %s%.40s is %s, not %s; --restart replaces it", r->o->output,
+		     finished ? " complete" : "n unfinished", what, key, a, b);
+		break;
 	}
+	json_decref(all);
 	return fail(e, STATUS_BAD, "%s: is a run of another version, its %s differs; --restart replaces it", r->o->output,
 	            *what ? what : "description");
 }
@@ -292,7 +313,26 @@ static json_t *meta_json(const struct weights *w, const char *key, struct error 
 	return j;
 }
 
-static int same_run(const struct train_run *r, const struct weights *w, bool finished, struct error *e)
+/* The file's run is this one but for its number of updates, which is smaller, and what follows from that. */
+static bool is_shorter(const struct train_run *r, const json_t *old)
+{
+	json_t *a = json_copy((json_t *)(uintptr_t)old), *b = json_copy(r->identity);
+	const char *const depends[] = {"steps", "step_sizes"};
+	bool shorter = json_integer_value(json_object_get(old, "steps")) < r->steps &&
+	               json_equal(json_array_get(json_object_get(a, "step_sizes"), 0),
+	                          json_array_get(json_object_get(b, "step_sizes"), 0));
+	for (size_t i = 0; i < ARRAY_LEN(depends); i++) {
+		json_object_del(a, depends[i]);
+		json_object_del(b, depends[i]);
+	}
+	shorter = shorter && json_equal(a, b);
+	json_decref(a);
+	json_decref(b);
+	return shorter;
+}
+
+/* Whether the file is of this run; *longer: it is complete and the present command only asks for more updates. */
+static int same_run(const struct train_run *r, const struct weights *w, bool finished, bool *longer, struct error *e)
 {
 	if (weights_need_kind(w, r->t->kind, e))
 		return -1;
@@ -303,7 +343,8 @@ static int same_run(const struct train_run *r, const struct weights *w, bool fin
 	json_t *old = meta_json(w, "dalle.run", e);
 	free(text);
 	int result = !old ? -1 : same_object(r, "config ", weights_config(w), config, finished, e);
-	if (result == 0)
+	*longer = result == 0 && finished && is_shorter(r, old);
+	if (result == 0 && !*longer)
 		result = same_object(r, "", old, r->identity, finished, e);
 	json_decref(config);
 	json_decref(old);
@@ -324,6 +365,8 @@ static int load_counters(struct train_run *r, const struct weights *w, const jso
 	if (step < 0 || step > r->steps || epoch < 0 || position < 0)
 		return bad_state(w, e);
 	r->step = r->saved_step = step;
+	if (r->t->plateau.most && train_plateau_load(r, json_object_get(j, "plateau")))
+		return bad_state(w, e);
 	r->eval_due = json_is_true(json_object_get(j, "eval_due"));
 	r->seconds_before = json_number_value(json_object_get(j, "seconds"));
 	if (best && r->best.host) {
@@ -361,7 +404,7 @@ static int add_old_commands(struct train_run *r, const struct weights *w, struct
 {
 	json_t *old = meta_json(w, "dalle.command", e);
 	size_t n = json_array_size(old);
-	json_t *now = json_array_get(r->commands, 0);
+	json_t *now = json_array_get(r->commands, json_array_size(r->commands) - 1);
 	if (n && !json_equal(json_array_get(old, n - 1), now))
 		json_array_append(old, now);
 	if (n) {
@@ -388,6 +431,22 @@ static int load_unfinished(struct train_run *r, const struct weights *w, struct 
 	return result < 0 ? -1 : 1;
 }
 
+static bool is_complete(const struct weights *w)
+{
+	const char *text = weights_meta(w, "dalle.state");
+	json_t *state = text ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
+	bool complete = !text || json_is_true(json_object_get(state, "complete"));
+	json_decref(state);
+	return complete;
+}
+
+static int no_state(const struct train_run *r, const struct weights *w, struct error *e)
+{
+	return fail(e, STATUS_BAD, "%s: is complete at step %s and was written without --keep-state, so that it cannot go on to step"
+	            " %lld; -o OTHER --init %s trains on from its weights, --restart replaces it", r->o->output,
+	            weights_meta(w, "dalle.step"), (long long)r->steps, r->o->output);
+}
+
 int train_resume(struct train_run *r, struct error *e)
 {
 	struct stat st;
@@ -400,8 +459,12 @@ int train_resume(struct train_run *r, struct error *e)
 		*e = (struct error){0};
 		return fail(e, first.status, "%.400s; --restart replaces it", first.text);
 	}
-	bool finished = !weights_meta(w, "dalle.state");
-	int result = same_run(r, w, finished, e) ? -1 : finished ? 2 : load_unfinished(r, w, e);
+	bool finished = is_complete(w), longer;
+	int result = same_run(r, w, finished, &longer, e);
+	if (result == 0 && finished && !longer)
+		result = 2;
+	else if (result == 0)
+		result = longer && !weights_meta(w, "dalle.state") ? no_state(r, w, e) : load_unfinished(r, w, e);
 	weights_close(w);
 	return result;
 }

@@ -71,7 +71,7 @@ static int update(struct train_run *r, struct error *e)
 	if (!isfinite(norm))
 		return not_finite(r, "gradient's norm", norm, e);
 	struct adamw a = {
-		.lr = (float)t->lr(t->model, &s), .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
+		.lr = (float)(t->lr(t->model, &s) * train_plateau_factor(r)), .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
 		.v_max = t->v_max, .g_scale = t->clip > 0 && norm > t->clip ? (float)(t->clip / norm) : 1,
 		.step = r->step + 1,
 	};
@@ -80,6 +80,7 @@ static int update(struct train_run *r, struct error *e)
 	r->step++;
 	r->eval_due = r->evaluates && (r->step == r->steps || (r->eval_every && r->step % r->eval_every == 0));
 	train_log_update(r, &m, a.lr, norm);
+	train_plateau_update(r, loss, a.lr);
 	return 0;
 }
 
@@ -246,8 +247,9 @@ static int open_eval(struct train_run *r, struct error *e)
 static int start_weights(struct train_run *r, struct error *e)
 {
 	struct params *p = r->p;
-	int result = r->t->init ? r->t->init(r->t->model, (uint64_t)r->o->seed, e) : params_init(p, (uint64_t)r->o->seed, e);
-	if (result)
+	uint64_t seed = (uint64_t)r->o->seed;
+	int result = r->t->init && !r->o->init ? r->t->init(r->t->model, seed, e) : params_init(p, seed, e);
+	if (result || (r->o->init && train_init_load(r, e)))
 		return -1;
 	size_t bytes = p->total * sizeof(float);
 	p->ops->zero(p->dev, p->m, bytes);
@@ -262,7 +264,8 @@ static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
 	if (!r->o->output)
 		return fail(e, STATUS_USAGE, "no model file to write: give -o FILE");
 	r->batch = mem_alloc((size_t)r->t->batch, sizeof *r->batch, e);
-	if (!r->batch || train_lock(r, e) || open_eval(r, e) || set_steps(r, e) || train_describe(r, argc, argv, e))
+	if (!r->batch || train_lock(r, e) || loader_load(r->data, e) || open_eval(r, e) || set_steps(r, e) || train_init_open(r, e) ||
+	    train_describe(r, argc, argv, e))
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;
@@ -297,6 +300,7 @@ static void release(struct train_run *r)
 {
 	train_log_close(r);
 	train_unlock(r);
+	train_init_close(r);
 	loader_close(r->eval);
 	json_decref(r->identity);
 	json_decref(r->commands);

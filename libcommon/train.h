@@ -5,7 +5,8 @@
  * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
  * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
  * complete" (status 0) for a finished one.  A command that would compute something else (other config, data, seed,
- * batch, number of updates or step sizes) is refused, naming what differs and --restart.
+ * batch, number of updates or step sizes) is refused, naming what differs and --restart.  With keep_state the finished
+ * file keeps the state, and the same command with more updates goes on from it.
  *
  * A trainer's main:
  *
@@ -54,8 +55,11 @@ struct train_options {
 	int64_t log_every;  /* updates between lines of the log, which hold the means since the line before */
 	bool restart;      /* ignore an unfinished file */
 	bool dry_run;
+	const char *init;    /* model whose weights a new run starts from; NULL: the trainee's own */
+	bool new_vocabulary; /* init may be of another vocabulary or dVAE */
+	bool keep_state;     /* the finished file can be prolonged */
 };
-#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false}
+#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false, NULL, false, false}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
@@ -71,7 +75,21 @@ struct train_options {
 	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
 	OPT_INT('s', "seed", &(t)->seed, 0, INT64_MAX, "N", "seed of weights, order and noise"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
+	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
+	OPT_FLAG(0, "keep-state", &(t)->keep_state, "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
 	OPT_FLAG(0, "dry-run", &(t)->dry_run, "print the memory plan and exit")
+
+/* When the step size is halved because the training loss no longer falls (C23, J12).  After `from` updates the mean loss of
+ * each `window` updates is compared with the least such mean before.  After `patience` windows in a row that are not lower
+ * than it by `gain` times its absolute value the step size is halved, from then on, at most `most` times. */
+enum { PLATEAU_MOST = 64 };
+struct plateau_rule {
+	int most;       /* 0: no such rule */
+	int64_t from;   /* the warm-up */
+	int64_t window; /* updates; 0: a fiftieth of those after the warm-up */
+	int64_t patience;
+	double gain;
+};
 
 struct train_step {
 	int64_t step;  /* of this update, from 0 */
@@ -92,9 +110,13 @@ struct trainee {
 	float average_decay;                 /* of one averaging */
 	int average_every;                   /* updates */
 	uint64_t activation_bytes;           /* for the memory plan */
+	struct plateau_rule plateau;
+	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary
+	 * changes.  NULL: none. */
+	const char *text_rows, *image_rows;
 	/* Initial weights of block w; NULL: params_init.  May load other weights over them (fine-tuning). */
 	int (*init)(void *model, uint64_t seed, struct error *e);
-	/* Step size of this update; from the step number alone. */
+	/* Step size of this update, from the step number alone; halvings on a plateau come on top. */
 	double (*lr)(const void *model, const struct train_step *s);
 	/* Gradients of the mean loss over n records, divided by s->parts, added into params; metrics set, with "loss": means
 	 * over these n records, not divided by parts (the trainer averages them). */
@@ -114,7 +136,7 @@ struct trainee {
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
 
-/* The whole run; params are built for training.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal
+/* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal
  * (saved), or e->status. */
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);
 

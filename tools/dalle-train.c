@@ -9,9 +9,10 @@ static struct train_options train = TRAIN_DEFAULTS;
 static struct run_options run = RUN_DEFAULTS(1);
 static const char *preset = "small", *vocabulary, *halvings;
 static int64_t layers, width, heads, conv_k, text_length, average_every, memory = 1 << 30;
-static double caption_dropout, token_dropout;
+static int64_t most_halvings = 5, plateau_window, plateau_patience = 2;
+static double caption_dropout, token_dropout, plateau_gain = 0.002;
 static struct dalle_preset model;
-static bool recompute, centred;
+static bool recompute, centred, on_plateau;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: " DALLE_PRESETS "; the options below override it"),
@@ -30,11 +31,17 @@ static const struct opt options[] = {
 	OPT_REAL(0, "token-dropout", &token_dropout, 0, 1, "P", "share of image tokens hidden from what follows them, against overfitting"),
 	OPT_REAL(0, "lr-end", &model.recipe.lr_end, 0, 1, "X", "end of the cosine, as a share of the peak step size"),
 	OPT_STRING(0, "halve-at", &halvings, "LIST", "halve the step size at these updates (N,N,...) instead of the cosine"),
+	OPT_FLAG(0, "halve-on-plateau", &on_plateau, "halve it when the training loss stops falling, instead of the cosine"),
+	OPT_INT(0, "halvings", &most_halvings, 0, PLATEAU_MOST, "N", "most halvings on a plateau"),
+	OPT_INT(0, "plateau-window", &plateau_window, 0, 1e12, "N", "updates whose mean losses are compared, 0 for a fiftieth of all"),
+	OPT_REAL(0, "plateau-gain", &plateau_gain, 0, 1, "X", "a mean that is lower by less than this share is no gain"),
+	OPT_INT(0, "plateau-patience", &plateau_patience, 1, 1e6, "N", "means in a row without gain that make a plateau"),
 	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
 	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
 	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
-	OPT_REAL(0, "init", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
+	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: the vocabulary or the dVAE may be another, its tensors start from chance"),
+	OPT_REAL(0, "init-scale", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
 	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
@@ -56,6 +63,7 @@ static int apply_preset(int argc, char **argv)
 	text_length = p->config.text_length;
 	average_every = p->recipe.average_every;
 	run.batch = p->recipe.batch;
+	on_plateau = p->recipe.halving;
 	return 0;
 }
 
@@ -84,6 +92,8 @@ static int check_options(void)
 		return opt_misuse("--width %lld is not a multiple of --heads %lld", (long long)width, (long long)heads);
 	if (conv_k % 2 == 0)
 		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
+	if (halvings && on_plateau && !model.recipe.halving)
+		return opt_misuse("--halve-at and --halve-on-plateau exclude each other");
 	return -1;
 }
 
@@ -122,6 +132,7 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	f->recipe = model.recipe;
 	f->caption_dropout = caption_dropout;
 	f->token_dropout = token_dropout;
+	f->constant = on_plateau || halvings;
 	uint64_t bytes = 0;
 	int r = dalle_parse_halvings(f, halvings, e) || open_vocabulary(f, h, e) ||
 	        dalle_describe(f->d, &model.config, model.recipe.init, recompute, e) || dalle_fit_start(f, e);
@@ -129,6 +140,8 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
 	dalle_fit_trainee(f, t, config, h);
 	t->activation_bytes = bytes;
+	if (on_plateau && !halvings) /* which takes the place of the large presets' rule */
+		t->plateau = (struct plateau_rule){(int)most_halvings, model.recipe.warmup, plateau_window, plateau_patience, plateau_gain};
 	int planned = r == 0 ? train_plan(t, &train, ops, dev, e) : -1;
 	if (planned)
 		return planned;
@@ -172,7 +185,7 @@ int main(int argc, char **argv)
 	/* A plan without data is made for the preset's vocabularies and grid. */
 	struct loader *data = NULL;
 	if (!train.dry_run || first < argc) {
-		data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+		data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 		if (!data || fit_config(loader_header(data), loader_name(data), &e)) {
 			loader_close(data);
 			return finish(report(&e));

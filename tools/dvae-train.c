@@ -119,7 +119,7 @@ int main(int argc, char **argv)
 		fit.schedule.warmup = train.warmup;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
-	struct loader *data = loader_open(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+	struct loader *data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 	if (data && fit_config(loader_header(data), loader_name(data), &e) == 0 && device_open(&run, &ops, &dev, &e) == 0)
 		status = train_model(data, ops, dev, argc, argv, &e);
 	loader_close(data);

@@ -265,7 +265,8 @@ static void put_file(json_t *j)
 	put_list("command", json_object_get(j, "command"));
 	put_list("data", json_object_get(j, "data"));
 	put_object("training", json_object_get(j, "run"));
-	put_object("unfinished", json_object_get(j, "state"));
+	put_object(json_is_true(json_object_get(json_object_get(j, "state"), "complete")) ? "kept" : "unfinished",
+	           json_object_get(j, "state"));
 	put_member("parameters", json_object_get(j, "parameters"));
 	put_member("tensors", json_object_get(j, "tensor_count"));
 	put_bytes("weights", json_object_get(j, "weight_bytes"));
