@@ -17,7 +17,7 @@ static bool in_list(const char *list, const char *name)
 
 static bool differs(const char *a, const char *b)
 {
-	return a && b && *b && strcmp(a, b) != 0;
+	return a && *a && b && *b && strcmp(a, b) != 0;
 }
 
 /* Which of the two kinds of tokens are of another codec than the model's. */
