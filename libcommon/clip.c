@@ -608,7 +608,8 @@ static int train_step(void *self, const struct train_step *s, const struct recor
 }
 
 /* The loss depends on what else is in the batch, so it is the batch mean counted once per record. */
-static int evaluate(void *self, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+static int evaluate(void *self, const struct train_step *s, const struct record *const *batch, int n, struct metrics *sums,
+                    struct error *e)
 {
 	float loss;
 	if (contrast(self, batch, n, 0, 0, &loss, e))

@@ -121,7 +121,8 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	return 0;
 }
 
-static int fit_evaluate(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+static int fit_evaluate(void *model, const struct train_step *s, const struct record *const *batch, int n,
+                        struct metrics *sums, struct error *e)
 {
 	struct dalle_fit *f = model;
 	struct dalle_loss l;

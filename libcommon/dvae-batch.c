@@ -218,7 +218,7 @@ struct dvae_fit *dvae_fit_new(struct dvae *d, const struct dvae_fit_options *o, 
 	struct dvae_fit *f = mem_zero(1, sizeof *f, e);
 	if (!f)
 		return NULL;
-	f->d = d, f->o = *o, f->input = input, f->tau = o->schedule.tau_start;
+	f->d = d, f->o = *o, f->input = input;
 	f->rgb = mem_alloc(batch, bytes, e);
 	f->out = mem_alloc(batch, bytes, e);
 	f->shown = mem_alloc(PREVIEW_PICTURES, bytes, e);

@@ -32,7 +32,6 @@ struct dvae_fit {
 	const char *input;
 	uint8_t *rgb, *out;       /* [batch] pictures: input, reconstruction */
 	double *distortion, *kl;  /* [batch] */
-	double tau;               /* of the last update */
 	struct code_use trained, evaluated;
 	uint64_t evaluated_records;
 	uint8_t *shown;           /* the pictures of the preview */

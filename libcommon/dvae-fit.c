@@ -193,9 +193,9 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	struct dvae_fit *f = model;
 	const struct dvae_schedule *h = &f->o.schedule;
 	struct dvae_loss l;
-	f->tau = dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, s);
+	double tau = dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, s);
 	struct dvae_pass p = {
-		.tau = (float)f->tau, .beta = dvae_schedule_at(0, h->beta, h->beta_span, s), .scale = 1.0f / (float)s->parts,
+		.tau = (float)tau, .beta = dvae_schedule_at(0, h->beta, h->beta_span, s), .scale = 1.0f / (float)s->parts,
 		.floor = floor_of(f),
 		.bonus = f->o.usage_bonus * (1 - (double)s->step / (double)s->steps), .seed = s->seed,
 		.step = (uint32_t)s->step, .first_row = (uint64_t)s->part * tokens_of(f->d, f->d->batch),
@@ -208,9 +208,10 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 	metrics_set(m, "loss", l.loss);
 	metrics_set(m, "distortion", l.distortion);
 	metrics_set(m, "kl", l.kl);
+	metrics_set(m, "rate", l.kl * (double)tokens_of(f->d, 1));
 	metrics_set(m, "codes", code_use_count(&f->trained));
 	metrics_set(m, "perplexity", code_use_perplexity(&f->trained));
-	metrics_set(m, "tau", f->tau);
+	metrics_set(m, "tau", tau);
 	metrics_set(m, "beta", p.beta);
 	return 0;
 }
@@ -238,15 +239,37 @@ static void add_code_use(struct dvae_fit *f, int n, struct metrics *sums, struct
 	metrics_set(sums, "perplexity", code_use_perplexity(u) * now - perplexity);
 }
 
-/* True ELB and picture quality with hard codes; the relaxed ELB at the present temperature beside it. */
-static int fit_evaluate(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+/* The names of one bound's measures: nats per value with the run's beta and with 1, nats per picture likewise. */
+struct bound_names {
+	const char *loss, *loss_1, *elb_beta, *elb;
+};
+static const struct bound_names names_true = {"loss", "loss_1", "elb_beta", "elb"};
+static const struct bound_names names_relaxed = {"relaxed_loss", "relaxed_loss_1", "relaxed_elb_beta", "relaxed_elb"};
+
+/* From sums over records of the distortion per value and the KL per token. */
+static void set_bound(struct metrics *sums, const struct bound_names *names, const struct dvae_fit *f, double distortion, double kl)
+{
+	double values = 3 * (double)pixels_of(f->d, 1), tokens = (double)tokens_of(f->d, 1);
+	double loss = distortion + f->o.schedule.beta * tokens / values * kl, loss_1 = distortion + tokens / values * kl;
+	metrics_set(sums, names->loss, loss);
+	metrics_set(sums, names->loss_1, loss_1);
+	metrics_set(sums, names->elb_beta, -values * loss);
+	metrics_set(sums, names->elb, -values * loss_1);
+}
+
+/* The true ELB and the picture quality, with hard codes; beside it the relaxed ELB at the last update's temperature. */
+static int fit_evaluate(void *model, const struct train_step *s, const struct record *const *batch, int n,
+                        struct metrics *sums, struct error *e)
 {
 	struct dvae_fit *f = model;
 	struct dvae *d = f->d;
+	const struct dvae_schedule *h = &f->o.schedule;
 	size_t bytes = 3 * pixels_of(d, 1);
-	double weight = f->o.schedule.beta * (double)tokens_of(d, 1) / (double)bytes;
 	double hard = 0, relaxed = 0, kl = 0, psnr = 0;
-	struct dvae_pass p = {.tau = (float)f->tau, .floor = floor_of(f), .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
+	struct train_step last = *s;
+	last.step = s->step ? s->step - 1 : 0;
+	struct dvae_pass p = {.tau = (float)dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, &last), .floor = floor_of(f),
+	                      .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
 	if (dvae_fill_plain(f, batch, n, e))
 		return -1;
 	if (f->evaluated_records == 0) { /* the first held-out pictures, the same at every evaluation */
@@ -265,10 +288,11 @@ static int fit_evaluate(void *model, const struct record *const *batch, int n, s
 		kl += f->kl[i];
 		psnr += decibels(f->rgb + bytes * (size_t)i, f->out + bytes * (size_t)i, bytes);
 	}
-	metrics_set(sums, "loss", hard + weight * kl);
+	set_bound(sums, &names_true, f, hard, kl);
+	set_bound(sums, &names_relaxed, f, relaxed, kl);
 	metrics_set(sums, "distortion", hard);
-	metrics_set(sums, "relaxed", relaxed + weight * kl);
 	metrics_set(sums, "kl", kl);
+	metrics_set(sums, "rate", kl * (double)tokens_of(d, 1));
 	metrics_set(sums, "psnr", psnr);
 	add_code_use(f, n, sums, e);
 	return e->status ? -1 : 0;

@@ -89,6 +89,7 @@ static int update(struct train_run *r, struct error *e)
 /* 0 done, 1 a stop was asked for meanwhile, -1. */
 static int sum_over_eval(struct train_run *r, struct metrics *mean, struct error *e)
 {
+	struct train_step s = {r->step, r->steps, (uint64_t)r->o->seed, 0, 1};
 	struct metrics sums = {0};
 	uint64_t records = 0;
 	int n;
@@ -96,7 +97,7 @@ static int sum_over_eval(struct train_run *r, struct metrics *mean, struct error
 		return -1;
 	while ((n = loader_next_in_order(r->eval, r->batch, r->t->batch, e)) > 0) {
 		struct metrics part = {0};
-		if (r->t->evaluate(r->t->model, r->batch, n, &part, e))
+		if (r->t->evaluate(r->t->model, &s, r->batch, n, &part, e))
 			return -1;
 		metrics_add(&sums, &part, 1);
 		records += (uint64_t)n;

@@ -123,8 +123,9 @@ struct trainee {
 	int (*step)(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *m,
 	            struct error *e);
 	/* Sums of per-record metrics over n records: the trainer divides by the number of records at the end. NULL: no
-	 * evaluation.  "loss" decides early stop. */
-	int (*evaluate)(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e);
+	 * evaluation.  "loss" decides early stop.  s->step updates are done. */
+	int (*evaluate)(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *sums,
+	                struct error *e);
 	/* Called with averaged weights after each evaluation, or where one would be, and at the end; may be NULL
 	 * (previews). */
 	int (*preview)(void *model, const struct train_step *s, struct error *e);

@@ -22,6 +22,15 @@ static const struct dvae_config small_1 = {.size = 8, .stem = 1, .hidden = 8, .i
 static const struct dvae_config small_2 = {.size = 12, .stem = 2, .hidden = 4, .initial = 5, .groups = 2, .blocks = 1,
                                            .codes = 9, .kernel = 5, .post_gain = 0};
 
+/* The preset takes its size from the data. */
+static const struct dvae_config *tiny(void)
+{
+	static struct dvae_config c;
+	c = dvae_preset("tiny")->config;
+	c.size = 16;
+	return &c;
+}
+
 static struct dvae *make(const struct dvae_config *c, int parts, struct dev *dev, int batch)
 {
 	struct dvae *d = dvae_new(c, parts, ops, dev, batch, &e);
@@ -247,7 +256,7 @@ static void run_in(enum dtype type, float **out, size_t *n)
 {
 	char text[200];
 	struct dev *dev = ops->open(0, type, 2, text, sizeof text);
-	struct dvae *d = make(&dvae_preset("tiny")->config, BOTH | DVAE_TRAINING, dev, 4);
+	struct dvae *d = make(tiny(), BOTH | DVAE_TRAINING, dev, 4);
 	struct dvae_pass p = {.tau = 0.7f, .scale = 1, .floor = -INFINITY, .beta = 6.6, .seed = 5, .step = 3};
 	struct dvae_loss l;
 	uint8_t *rgb = pictures(4, 16);
@@ -345,7 +354,7 @@ static void test_missing(void)
 static void test_calibration(void)
 {
 	enum { N = 8, ROWS = N * 16, K = 32 };
-	struct dvae *d = make(&dvae_preset("tiny")->config, BOTH | DVAE_TRAINING, f32, N);
+	struct dvae *d = make(tiny(), BOTH | DVAE_TRAINING, f32, N);
 	uint8_t *rgb = pictures(N, 16);
 	struct dvae_pass hard = {.floor = -INFINITY};
 	struct code_use u = {0};
@@ -359,6 +368,90 @@ static void test_calibration(void)
 	CHECK(code_use_count(&u) == K, "%g of %d codes in use at the start", code_use_count(&u), K);
 	code_use_free(&u);
 	free(rgb);
+	dvae_free(d);
+}
+
+/* -ln f of a picture from hard codes plus its KL, in nats, in double from the logits and the decoder's maps (B10 to B13,
+ * B16): the negative ELB with the weight of the KL left to the caller. */
+static void true_bound(struct dvae *d, const uint8_t *rgb, double *distortion, double *kl)
+{
+	int T = (int)(d->grid * d->grid), K = (int)d->config.codes, pixels = (int)(d->config.size * d->config.size);
+	float *logits = malloc(sizeof *logits * (size_t)(T * K)), *out = malloc(sizeof *out * (size_t)(pixels * 6));
+	ops->put(f32, d->rgb, rgb, 3 * (size_t)pixels);
+	dvae_forward_encoder(d, 1);
+	ops->get(f32, logits, d->logits, sizeof *logits * (size_t)(T * K));
+	ops->argmax(f32, d->argmax, d->logits, (size_t)T, K);
+	ops->onehot(f32, d->z, d->argmax, (size_t)T, K);
+	dvae_forward_decoder(d, 1);
+	ops->get(f32, out, d->out, sizeof *out * (size_t)(pixels * 6));
+	*kl = *distortion = 0;
+	for (int t = 0; t < T; t++) {
+		double sum = 0;
+		for (int k = 0; k < K; k++)
+			sum += exp((double)logits[t * K + k]);
+		for (int k = 0; k < K; k++) {
+			double q = exp((double)logits[t * K + k]) / sum;
+			*kl += q * log(q * K);
+		}
+	}
+	for (int i = 0; i < pixels * 3; i++) {
+		double x = 0.8 / 255 * rgb[i] + 0.1, mu = (double)out[i / 3 * 6 + i % 3], ln_b = (double)out[i / 3 * 6 + 3 + i % 3];
+		*distortion += log(2) + ln_b + log(x * (1 - x)) + fabs(log(x / (1 - x)) - mu) / exp(ln_b);
+	}
+	free(logits);
+	free(out);
+}
+
+static bool near(double a, double b)
+{
+	return fabs(a - b) < 1e-4 * (1 + fabs(b));
+}
+
+/* What a held-out evaluation reports: nats per picture and per value, with the run's beta and with 1. */
+static void test_bounds(void)
+{
+	enum { N = 3, VALUES = 16 * 16 * 3, TOKENS = 16 };
+	struct dvae *d = make(tiny(), BOTH | DVAE_TRAINING, f32, N);
+	struct dvae_fit_options o = {.schedule = dvae_preset("paper")->schedule};
+	struct dvae_fit *f = dvae_fit_new(d, &o, "test", &e);
+	struct trainee t = {0};
+	dvae_fit_trainee(f, &t);
+	uint8_t *rgb = pictures(N, 16);
+	struct record r[N] = {{.has = 0}};
+	const struct record *batch[N];
+	struct metrics m = {0};
+	struct train_step s = {.step = 75001, .steps = 200000};
+	double distortion = 0, kl = 0, relaxed[N], sum = 0;
+	for (int i = 0; i < N; i++) {
+		double one, one_kl;
+		CHECK(pixels_resize(&r[i].pixels, 16, 16, &e) == 0, "%s", e.text);
+		memcpy(r[i].pixels.rgb, rgb + i * VALUES, VALUES);
+		batch[i] = &r[i];
+		true_bound(d, rgb + i * VALUES, &one, &one_kl);
+		distortion += one;
+		kl += one_kl;
+	}
+	CHECK(t.evaluate(t.model, &s, batch, N, &m, &e) == 0, "%s", e.text);
+	CHECK(near(metrics_get(&m, "elb"), -distortion - kl) && near(metrics_get(&m, "elb_beta"), -distortion - 6.6 * kl),
+	      "per picture: %g and %g, expected %g and %g", metrics_get(&m, "elb"), metrics_get(&m, "elb_beta"), -distortion - kl,
+	      -distortion - 6.6 * kl);
+	CHECK(near(metrics_get(&m, "loss_1"), (distortion + kl) / VALUES) && near(metrics_get(&m, "loss"), (distortion + 6.6 * kl) / VALUES),
+	      "per value: %g and %g", metrics_get(&m, "loss_1"), metrics_get(&m, "loss"));
+	CHECK(near(metrics_get(&m, "distortion"), distortion / VALUES) && near(metrics_get(&m, "kl"), kl / TOKENS) &&
+	      near(metrics_get(&m, "rate"), kl), "distortion, kl and rate");
+	/* Relaxed codes at the temperature of the update before: half of the way down the paper's cosine (K3). */
+	struct dvae_pass p = {.tau = 0.53125f, .floor = -INFINITY, .seed = 1};
+	CHECK(dvae_measure(d, rgb, N, &p, relaxed, NULL, NULL, &e) == 0, "%s", e.text);
+	for (int i = 0; i < N; i++)
+		sum += relaxed[i];
+	CHECK(near(metrics_get(&m, "relaxed_loss_1"), sum + kl / VALUES) && near(metrics_get(&m, "relaxed_elb"), -VALUES * sum - kl) &&
+	      near(metrics_get(&m, "relaxed_loss"), sum + 6.6 * kl / VALUES) && near(metrics_get(&m, "relaxed_elb_beta"), -VALUES * sum - 6.6 * kl),
+	      "the relaxed bound");
+	CHECK(!near(metrics_get(&m, "relaxed_elb"), metrics_get(&m, "elb")), "is another one");
+	for (int i = 0; i < N; i++)
+		record_free(&r[i]);
+	free(rgb);
+	dvae_fit_free(f);
 	dvae_free(d);
 }
 
@@ -455,6 +548,7 @@ int main(void)
 	test_batches();
 	test_missing();
 	test_calibration();
+	test_bounds();
 	test_code_use();
 	test_configuration();
 	test_foreign();

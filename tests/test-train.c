@@ -112,7 +112,8 @@ static int toy_step(void *model_, const struct train_step *s, const struct recor
 	return 0;
 }
 
-static int toy_evaluate(void *model_, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+static int toy_evaluate(void *model_, const struct train_step *s, const struct record *const *batch, int n,
+                        struct metrics *sums, struct error *e)
 {
 	struct toy *m = model_;
 	m->evaluations++;

@@ -62,6 +62,8 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 {
 	if (config.size)
 		return 0;
+	if (fit.augment == DVAE_AUGMENT_PAPER)
+		return fail(e, STATUS_USAGE, "--augment paper cuts pictures from larger ones: give --size");
 	if (!h->width || h->width != h->height)
 		return fail(e, STATUS_BAD, "%s: pictures are not all squares of one size, expected img-pack -s SIZE or --size",
 		            file);

@@ -18,15 +18,18 @@ while [ $i -lt 24 ]; do
 	picture $i 16
 	i=$((i + 1))
 done >all.ppm
-img-pack -s 0 --caption picture -o all.pix all.ppm || bad "packing"
-picture 99 12 | img-pack -s 0 -o other.pix
+img-pack -s 16 --caption picture -o all.pix all.ppm || bad "packing"
+picture 99 12 | img-pack -s 12 -o other.pix
 train="dvae-train -x tiny -j 1 -p f32 -s 3"
 
 # From a pipe and from a file: the same model.  The log and the preview appear.
-img-pack -s 0 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png ||
+img-pack -s 16 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png ||
 	bad "training from a pipe"
 [ "$(head -c 4 seen.png | tail -c 3)" = PNG ] || bad "no preview"
-grep -q '"perplexity"' log.jsonl && grep -q '"eval_psnr"' log.jsonl || bad "the log lacks its measures"
+for key in distortion kl rate codes perplexity tau beta eval_loss eval_elb eval_relaxed_elb eval_rate eval_codes eval_psnr; do
+	grep -q "\"$key\":-*[0-9]" log.jsonl || bad "the log lacks $key"
+done
+plot-log -y eval_elb,eval_relaxed_elb -o bounds.png log.jsonl || bad "plotting the bounds"
 $train -n 30 -o file.st --log log2.jsonl --eval all.pix all.pix || bad "training from a file"
 first=$(sed -n 's/.*"eval_loss":\([^,]*\).*/\1/p' log.jsonl | head -n 1)
 last=$(sed -n 's/.*"eval_loss":\([^,]*\).*/\1/p' log.jsonl | tail -n 1)
@@ -34,7 +37,7 @@ awk -v a="$first" -v b="$last" 'BEGIN { exit !(b < a) }' || bad "held-out loss w
 
 # The same command again: nothing to do.  Another dry run: a plan, and no file.
 before=$(cksum <pipe.st)
-img-pack -s 0 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png 2>/dev/null ||
+img-pack -s 16 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jsonl --eval all.pix --preview seen.png 2>/dev/null ||
 	bad "a complete run is no error"
 [ "$before" = "$(cksum <pipe.st)" ] || bad "a complete model was rewritten"
 $train --dry-run all.pix | grep -q 'total on device' || bad "no memory plan"
@@ -55,6 +58,18 @@ cmp -s cut.ppm whole.ppm || bad "a continued run differs from an uninterrupted o
 # Without --eval the preview shows the last batch, 8 pictures beside each other: there is one in the last column.
 corner=$(img-pack -s 0 trained.png | img-unpack --ppm | tail -c 3 | od -An -tx1 | tr -d ' ')
 [ "$corner" != ffffff ] || bad "a preview without --eval lacks pictures"
+
+# The size is the data's unless it is given; larger pictures are cut on the fly, as the paper's listing 1 does.
+$train -n 2 -o small.st other.pix && model-info -s small.st | grep -q '^config *size = 12$' || bad "the size of the data"
+for i in 1 2 3 4; do picture $i 20; done | img-pack -s 20 -o large.pix
+$train -q -n 4 --size 8 --augment paper -o augmented.st large.pix && model-info -s augmented.st | grep -q '^config *size = 8$' ||
+	bad "--augment paper"
+$train -q -n 4 --size 8 -o plain.st large.pix || bad "--size"
+model-info -s plain.st | grep -q "^id *$(model-info -s augmented.st | sed -n 's/^id *//p')" && bad "--augment paper does nothing"
+$train -q -n 4 --augment paper -o none.st large.pix 2>err
+[ $? = 2 ] && grep -q -- 'give --size' err || bad "--augment paper without --size: $(cat err)"
+$train -q -n 4 --size 24 --augment paper -o none.st large.pix 2>err
+[ $? = 3 ] && grep -q '20x20 pixels, the dVAE' err || bad "--augment paper of small pictures: $(cat err)"
 
 # Cuts anywhere in the pipe change nothing; batches neither.
 dvae-encode -m whole.st -p f32 -o all.tok all.pix || bad "encoding"
@@ -79,7 +94,7 @@ id=$(dvae-encode -m pipe.st -p f32 all.pix | { dvae-decode -m whole.st 2>&1 >/de
 [ ${#id} = 32 ] || bad "the other dVAE is not named: '$id'"
 refused "tokens of another dVAE" 'expected [0-9a-f]\{32\}' dvae-decode -m pipe.st all.tok
 refused "pixels of another size" '12x12 pixels, expected 16x16' dvae-encode -m whole.st other.pix
-refused "training on another size" '12x12 pixels' dvae-train -q -x tiny -n 5 other.pix
+refused "training on another size" '12x12 pixels' dvae-train -q -x tiny --size 16 -n 5 other.pix
 refused "no pixels" 'img-pack' dvae-encode -m whole.st all.tok
 refused "no tokens" 'image tokens' dvae-decode -m whole.st all.pix
 refused "no stream" 'whole.st' dvae-decode -m whole.st whole.st
