@@ -3,6 +3,7 @@
 #include "clip.h"
 
 #include "device.h"
+#include "image.h"
 #include "rng.h"
 
 #include <math.h>
@@ -44,10 +45,10 @@ static const struct {
 	const char *name;
 	struct clip_config c;
 } presets[] = {
-	/*          size patch  image: width layers heads  context vocab  text: width layers heads  E  gelu   lr   decay warm-up */
-	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 1e-3, 0.1, 10}},
-	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 1e-3, 0.1, 50}},
-	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 5e-4, 0.2, 2000}},
+	/* size patch, image: width layers heads, context vocab, text: width layers heads, E, gelu closed, lr decay warm-up average augment */
+	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT}},
+	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT}},
+	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP}},
 };
 
 int clip_preset(const char *name, struct clip_config *c, struct error *e)
@@ -72,6 +73,8 @@ json_t *clip_config_json(const struct clip_config *c)
 #define PUT(f) json_object_set_new(j, #f, json_integer(c->f));
 	FIELDS(PUT)
 #undef PUT
+	if (c->closed)
+		json_object_set_new(j, "closed", json_true());
 	return j;
 }
 
@@ -119,6 +122,7 @@ static int config_from_json(struct clip_config *c, const json_t *j, const char *
 	r.f = json_integer_value(json_object_get(j, #f));
 	FIELDS(GET)
 #undef GET
+	r.closed = json_is_true(json_object_get(j, "closed"));
 	*c = r;
 	struct error inner = {0};
 	if (check_config(c, &inner))
@@ -375,8 +379,11 @@ static void image_forward(struct clip *m, const uint8_t *rgb, int n)
 }
 
 /* start, tokens, end, then zeros (H4); captions too long are cut so that the end token stays.  Returns the end's place. */
-static int64_t lay_caption(const struct clip_config *c, const struct tokens *text, int32_t *out)
+static int64_t lay_caption(const struct clip_config *c, const struct tokens *caption, int32_t *out)
 {
+	/* What comes with its ends loses them, to be cut like the others. */
+	struct tokens inner = {.v = caption->v + c->closed, .n = caption->n - (c->closed ? 2 : 0)};
+	const struct tokens *text = &inner;
 	int64_t n = (int64_t)text->n, room = c->context - 2;
 	n = n < room ? n : room;
 	memset(out, 0, (size_t)c->context * sizeof *out);
@@ -385,6 +392,18 @@ static int64_t lay_caption(const struct clip_config *c, const struct tokens *tex
 		out[i + 1] = (int32_t)text->v[i];
 	out[n + 1] = (int32_t)(c->vocabulary - 1);
 	return n + 1;
+}
+
+static int check_caption(const struct clip_config *c, const struct tokens *t, struct error *e)
+{
+	int64_t size = c->vocabulary - (c->closed ? 0 : 2);
+	for (size_t k = 0; k < t->n; k++)
+		if ((int64_t)t->v[k] >= size)
+			return fail(e, STATUS_BAD, "text token %u is outside the model's vocabulary of %lld", t->v[k], (long long)size);
+	if (c->closed && (t->n < 2 || t->v[0] != (uint32_t)size - 2))
+		return fail(e, STATUS_BAD, "a caption does not begin with the start token %lld, expected one of bpe-encode with CLIP's vocabulary",
+		            (long long)size - 2);
+	return 0;
 }
 
 static int put_captions(struct clip *m, const struct tokens *const *text, int n, struct error *e)
@@ -396,12 +415,9 @@ static int put_captions(struct clip *m, const struct tokens *const *text, int n,
 		return -1;
 	int32_t *end = idx + (size_t)n * S;
 	for (int i = 0; i < n; i++) {
-		for (size_t k = 0; k < text[i]->n; k++) {
-			if ((int64_t)text[i]->v[k] >= c->vocabulary - 2) {
-				free(idx);
-				return fail(e, STATUS_BAD, "text token %u is outside the model's vocabulary of %lld", text[i]->v[k],
-				            (long long)c->vocabulary - 2);
-			}
+		if (check_caption(c, text[i], e)) {
+			free(idx);
+			return -1;
 		}
 		end[i] = (int32_t)((size_t)i * S) + (int32_t)lay_caption(c, text[i], idx + (size_t)i * S);
 	}
@@ -502,6 +518,7 @@ void clip_trainer_free(struct clip_trainer *t)
 {
 	free(t->rgb);
 	free(t->group);
+	image_free(&t->crop);
 }
 
 static int clampi(int v, int high)
@@ -509,7 +526,7 @@ static int clampi(int v, int high)
 	return v < 0 ? 0 : v > high ? high : v;
 }
 
-/* The picture moved by (dx, dy), its border repeated: the only augmentation, as in the paper's random crop. */
+/* The picture moved by (dx, dy), its border repeated. */
 static void shifted(uint8_t *out, const uint8_t *in, int side, int dx, int dy)
 {
 	for (int y = 0; y < side; y++)
@@ -518,23 +535,50 @@ static void shifted(uint8_t *out, const uint8_t *in, int side, int dx, int dy)
 			       in + ((size_t)clampi(y - dy, side - 1) * (size_t)side + (size_t)clampi(x - dx, side - 1)) * 3, 3);
 }
 
+static int check_size(const struct record *r, int side, struct error *e)
+{
+	if (r->pixels.width == (uint32_t)side && r->pixels.height == (uint32_t)side)
+		return 0;
+	return fail(e, STATUS_BAD, "a picture is %ux%u, expected %dx%d (img-pack -s %d)", r->pixels.width, r->pixels.height, side,
+	            side, side);
+}
+
+/* The picture into out (side, side, 3), augmented when training; `index` numbers it for the draws. */
+static int place_picture(struct clip_trainer *t, uint8_t *out, const struct record *r, uint64_t index, bool training,
+                         struct error *e)
+{
+	static const uint8_t white[3] = {255, 255, 255};
+	int side = (int)t->model->config.size, augment = t->model->config.augment;
+	uint32_t most = training && augment == CLIP_SHIFT ? (uint32_t)t->max_shift : 0;
+	if (augment != CLIP_CROP) {
+		int dx = (int)rng_below(t->seed, RNG_AUGMENT, 0, index * 2, 2 * most + 1) - (int)most;
+		int dy = (int)rng_below(t->seed, RNG_AUGMENT, 0, index * 2 + 1, 2 * most + 1) - (int)most;
+		if (check_size(r, side, e))
+			return -1;
+		shifted(out, r->pixels.rgb, side, dx, dy);
+		return 0;
+	}
+	struct crop c;
+	if (!r->pixels.width)
+		return fail(e, STATUS_BAD, "a record has no pixels, expected a stream from img-pack");
+	if (crop_plan(&c, training ? CROP_RANDOM : CROP_CENTER, r->pixels.width, r->pixels.height, (uint32_t)side, t->seed, 0, index, e) ||
+	    crop_apply(&t->crop, &r->pixels, &c, (uint32_t)side, white, RESIZE_AUTO, e))
+		return -1;
+	memcpy(out, t->crop.rgb, (size_t)side * (size_t)side * 3);
+	return 0;
+}
+
 /* Pictures, groups of equal captions and token lists of a batch; index numbers its first record for the draws. */
 static int gather(struct clip_trainer *t, const struct record *const *batch, int n, const struct tokens **text,
-                  uint64_t index, int max_shift, struct error *e)
+                  uint64_t index, bool training, struct error *e)
 {
-	int side = (int)t->model->config.size;
-	uint32_t span = 2 * (uint32_t)max_shift + 1;
+	size_t side = (size_t)t->model->config.size;
 	for (int i = 0; i < n; i++) {
 		const struct record *r = batch[i];
-		if (r->pixels.width != (uint32_t)side || r->pixels.height != (uint32_t)side)
-			return fail(e, STATUS_BAD, "a picture is %ux%u, expected %dx%d (img-pack -s %d)", r->pixels.width,
-			            r->pixels.height, side, side, side);
 		if (!r->text.present)
 			return fail(e, STATUS_BAD, "a record has no text tokens, expected a stream from bpe-encode");
-		uint64_t draw = (index + (uint64_t)i) * 2;
-		int dx = (int)rng_below(t->seed, RNG_AUGMENT, 0, draw, span) - max_shift;
-		int dy = (int)rng_below(t->seed, RNG_AUGMENT, 0, draw + 1, span) - max_shift;
-		shifted(t->rgb + (size_t)i * (size_t)side * (size_t)side * 3, r->pixels.rgb, side, dx, dy);
+		if (place_picture(t, t->rgb + (size_t)i * side * side * 3, r, index + (uint64_t)i, training, e))
+			return -1;
 		text[i] = &r->text;
 		t->group[i] = i;
 		for (int j = 0; j < i; j++) {
@@ -548,13 +592,13 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 }
 
 /* Forward of both towers and the loss; dsim and ds are ready for the backward. */
-static int contrast(struct clip_trainer *t, const struct record *const *batch, int n, uint64_t index, int max_shift,
+static int contrast(struct clip_trainer *t, const struct record *const *batch, int n, uint64_t index, bool training,
                     float *loss, struct error *e)
 {
 	struct clip *m = t->model;
 	struct clip_buffers *b = m->buf;
 	const struct tokens **text = mem_alloc((size_t)n, sizeof *text, e);
-	int r = !text || gather(t, batch, n, text, index, max_shift, e);
+	int r = !text || gather(t, batch, n, text, index, training, e);
 	if (!r) {
 		image_forward(m, t->rgb, n);
 		r = text_forward(m, text, n, e);
@@ -592,7 +636,7 @@ static int train_step(void *self, const struct train_step *s, const struct recor
 	float loss, ds, scale = clamp_scale(m);
 	if (s->parts > 1)
 		return fail(e, STATUS_USAGE, "--accumulate would change the contrastive loss: use a larger --batch");
-	if (contrast(t, batch, n, (uint64_t)s->step * (uint64_t)m->batch, t->max_shift, &loss, e))
+	if (contrast(t, batch, n, (uint64_t)s->step * (uint64_t)m->batch, true, &loss, e))
 		return -1;
 	/* sim = I T^t: the text matrix stands where a linear has its weights. */
 	m->ops->zero(m->dev, b->text.dunit, (size_t)n * (size_t)E * 4);
@@ -612,7 +656,7 @@ static int evaluate(void *self, const struct train_step *s, const struct record 
                     struct error *e)
 {
 	float loss;
-	if (contrast(self, batch, n, 0, 0, &loss, e))
+	if (contrast(self, batch, n, 0, false, &loss, e))
 		return -1;
 	metrics_set(sums, "loss", (double)loss * n);
 	return 0;
@@ -630,7 +674,7 @@ void clip_trainee(struct clip_trainer *t, struct trainee *out)
 	*out = (struct trainee){
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
-		.average_decay = 0.99f, .average_every = 10, .activation_bytes = arena_bytes(&m->arena),
+		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight", .activation_bytes = arena_bytes(&m->arena),
 		.lr = step_size, .step = train_step, .evaluate = evaluate,
 	};
 }

@@ -12,6 +12,13 @@
 #include "opt.h"
 #include "train.h"
 
+enum clip_augment {
+	CLIP_SHIFT, /* pictures of the model's size, moved by a few pixels */
+	CLIP_CROP,  /* of any size: a random square, resized to the model's size (H6) */
+	CLIP_PLAIN, /* of the model's size, as they are */
+};
+#define CLIP_AUGMENTS "shift|crop|none"
+
 struct clip_config {
 	int64_t size, patch;                              /* pixels; patch divides size */
 	int64_t image_width, image_layers, image_heads;
@@ -19,8 +26,11 @@ struct clip_config {
 	int64_t text_width, text_layers, text_heads;
 	int64_t embed;                                    /* E */
 	int64_t exact_gelu;                               /* 0: x * sigmoid(1.702 x) */
+	int64_t closed;                                   /* captions come with start and end; 0: these are put around them */
 	double lr, decay;                                 /* AdamW defaults of the preset */
 	int64_t warmup;
+	double average_decay;                             /* of averages every 10 updates; 0: none, as in the paper */
+	int augment;                                      /* enum clip_augment */
 };
 
 struct clip {
@@ -69,11 +79,13 @@ json_t *clip_config_json(const struct clip_config *c);
 int clip_embed(struct clip *m, const uint8_t *rgb, const struct tokens *const *text, int n, float *image_out,
                float *text_out, struct error *e);
 
-/* What the trainer needs; pictures are shifted by up to max_shift pixels, filled with the picture's border. */
+/* What the trainer needs; CLIP_SHIFT moves pictures by up to max_shift pixels and fills with their border.  Held-out
+ * pictures are not moved, and cut in the middle. */
 struct clip_trainer {
 	struct clip *model;
 	uint64_t seed;
 	int max_shift;
+	struct pixels crop; /* scratch of CLIP_CROP */
 	double lr;
 	int64_t warmup;
 	uint8_t *rgb;   /* (batch, size, size, 3) host */

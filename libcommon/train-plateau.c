@@ -29,7 +29,7 @@ void train_plateau_update(struct train_run *r, double loss, double lr)
 {
 	const struct plateau_rule *rule = &r->t->plateau;
 	struct plateau *p = &r->plateau;
-	if (p->halvings >= rule->most || r->step <= rule->from)
+	if (p->halvings >= rule->most || r->step <= rule->from || !isfinite(loss))
 		return;
 	p->sum += loss;
 	if (++p->count < window_of(r))

@@ -9,12 +9,14 @@ static struct train_options train = TRAIN_DEFAULTS;
 static struct run_options run = RUN_DEFAULTS(128);
 static struct clip_config config;
 static const char *preset = "small";
-static int64_t shift = -1, memory = 1 << 30;
+static int64_t size, shift = -1, memory = 1 << 30;
+static bool closed;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes: tiny, small or vit-b-32; the options below override it"),
 	OPT_TRAIN(&train),
 	OPT_RUN(&run),
+	OPT_INT(0, "size", &size, 0, 4096, "N", "side of the model's pictures in pixels, 0 for the data's"),
 	OPT_INT(0, "patch", &config.patch, 1, 4096, "N", "side of a patch in pixels"),
 	OPT_INT(0, "image-width", &config.image_width, 1, 65536, "N", "width of the picture tower"),
 	OPT_INT(0, "image-layers", &config.image_layers, 1, 1024, "N", "layers of the picture tower"),
@@ -25,7 +27,10 @@ static const struct opt options[] = {
 	OPT_INT(0, "text-heads", &config.text_heads, 1, 1024, "N", "heads of the text tower"),
 	OPT_INT(0, "embed", &config.embed, 1, 65536, "N", "width of the shared space"),
 	OPT_REAL(0, "decay", &config.decay, 0, 10, "X", "weight decay"),
+	OPT_CHOICE(0, "augment", &config.augment, CLIP_AUGMENTS, "move pictures, take a random square of each, or neither"),
 	OPT_INT(0, "shift", &shift, -1, 1024, "N", "move pictures by up to N pixels, -1 for a sixteenth of their side"),
+	OPT_FLAG(0, "closed", &closed, "captions have start and end tokens, as CLIP's own vocabulary gives them"),
+	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: the vocabulary may be another, its tensor starts from chance"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
 };
@@ -37,11 +42,29 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 {
 	if (!h->text.id[0])
 		return fail(e, STATUS_BAD, "%s: holds no text tokens, expected a stream from bpe-encode", file);
-	if (!h->width || h->width != h->height)
-		return fail(e, STATUS_BAD, "%s: pictures are not all squares of one size, expected img-pack -s SIZE", file);
-	config.size = h->width;
-	config.vocabulary = (int64_t)h->text.size + 2; /* start and end */
+	if (!size && (!h->width || h->width != h->height))
+		return fail(e, STATUS_BAD, "%s: pictures are not all squares of one size, expected img-pack -s SIZE or --size", file);
+	config.size = size ? size : h->width;
+	config.closed = closed;
+	config.vocabulary = (int64_t)h->text.size + (closed ? 0 : 2); /* start and end */
+	if (config.size % config.patch)
+		return fail(e, STATUS_USAGE, "--patch %lld does not divide the pictures' %lld pixels", (long long)config.patch,
+		            (long long)config.size);
 	return 0;
+}
+
+/* What one option says of another: -1 to go on, or the exit status. */
+static int check_options(void)
+{
+	if (!train.output && !train.dry_run)
+		return opt_misuse("-o MODEL is needed");
+	if (config.image_width % config.image_heads)
+		return opt_misuse("--image-width %lld is not a multiple of --image-heads %lld", (long long)config.image_width,
+		                  (long long)config.image_heads);
+	if (config.text_width % config.text_heads)
+		return opt_misuse("--text-width %lld is not a multiple of --text-heads %lld", (long long)config.text_width,
+		                  (long long)config.text_heads);
+	return -1;
 }
 
 static void fill_trainer(struct clip_trainer *t, struct clip *m, const struct header *h)
@@ -82,10 +105,10 @@ int main(int argc, char **argv)
 		return finish(opt_misuse("%s", e.text));
 	}
 	int first, status = opt_parse(&tool, argc, argv, &first);
+	if (status < 0)
+		status = check_options();
 	if (status >= 0)
 		return finish(status);
-	if (!train.output && !train.dry_run)
-		return finish(opt_misuse("-o MODEL is needed"));
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
 	struct loader *data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);

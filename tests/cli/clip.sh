@@ -46,6 +46,34 @@ clip-rank -m clip.safetensors -p f32 -b 1 -j 1 asked.pix | tok-dump > one
 clip-rank -m clip.safetensors -p f32 -b 8 asked.pix | tok-dump > eight
 cmp -s one eight || bad "scores depend on the batch"
 
+# Random squares of pictures of any shape; held-out ones are cut in the middle.
+i=0
+: > wide.tsv
+for c in red green blue white; do
+	i=$((i + 1))
+	{
+		printf 'P6\n%d %d\n255\n' $((20 + 4 * i)) $((16 + i))
+		head -c $(((20 + 4 * i) * (16 + i) * 3)) /dev/zero | tr '\0' "\\10$i"
+	} > wide$c.ppm
+	printf 'wide%s.ppm\ta %s square\n' $c $c >> wide.tsv
+done
+img-pack -s 0 wide.tsv | bpe-encode -m words.bpe -o wide.pix || bad "packing wide pictures"
+clip-train -q -x tiny -b 4 -n 30 --size 16 --augment crop --eval wide.pix --log wide.log -o wide.safetensors wide.pix ||
+	bad "--augment crop"
+model-info -s wide.safetensors | grep -q '^config *size = 16$' || bad "--size"
+grep -q '"eval_loss":[0-9]' wide.log && grep -q '"temperature":[0-9]' wide.log || bad "the log of --augment crop"
+
+# CLIP's own vocabulary: captions come with both ends.
+img-pack -s 16 pairs.tsv | bpe-encode -m "$SRC/tests/golden/clip-bpe" -l 20 -o closed.pix || bad "CLIP's vocabulary"
+clip-train -q -x tiny -b 8 -n 60 --shift 0 --closed -o closed.safetensors closed.pix || bad "--closed"
+size=$(tok-info --json closed.pix | tr -d ' \n' | sed 's/.*"text":{[^}]*"size":\([0-9]*\).*/\1/')
+model-info -s closed.safetensors | grep -q "^config *vocabulary = $size$" || bad "--closed: the vocabulary is not $size: $(model-info -s closed.safetensors | grep vocab)"
+clip-rank -m closed.safetensors --retrieval closed.pix > table || bad "--closed: retrieval"
+[ "$(awk '$1 == "caption" { print $4 }' table)" = 100.0 ] || bad "--closed: captions do not find their pictures: $(cat table)"
+
+# Another vocabulary: only when asked for.
+clip-train -q -x tiny -b 8 -n 2 --init clip.safetensors --new-vocabulary -o tuned.safetensors closed.pix || bad "--new-vocabulary"
+
 # refused STATUS TEXT COMMAND...: one line with TEXT, that status, no output file
 refused() {
 	want=$1 text=$2
@@ -71,5 +99,11 @@ refused 3 '' clip-rank -m clip.safetensors cut.pix
 refused 3 '' clip-rank -m words.bpe all.pix
 refused 3 'text' clip-train -x tiny -n 1 untold.pix
 refused 3 'squares' clip-train -x tiny -n 1 blind.tok
+refused 3 '24x24, expected 16x16' clip-train -q -x tiny -n 1 --size 16 large.pix
+refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix
+refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix
+refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix
+refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix
+refused 2 '--accumulate' clip-train -q -x tiny -n 1 --accumulate 2 all.pix
 refused 2 'preset' clip-train -x nonsense -n 1 all.pix
 exit $failed
