@@ -125,6 +125,54 @@ static void test_golden(int precision, double bound)
 	device_close(ops, dev);
 }
 
+/* H2 and H6: the temperature's start and bound, the optimizer, the schedule. */
+static void test_recipe(void)
+{
+	struct error e = {0};
+	struct run_options run = {"cpu", 1, BATCH, F32};
+	struct clip m;
+	struct clip_config c = config, vit;
+	struct clip_trainer t;
+	struct trainee trainee;
+	struct record rec[BATCH];
+	const struct record *batch[BATCH];
+	struct metrics metrics = {0};
+	struct train_step step = {.steps = 32000, .seed = 1, .parts = 1};
+	float s;
+	CHECK(clip_preset("vit-b-32", &vit, &e) == 0 && vit.augment == CLIP_CROP && vit.average_decay == 0, "preset");
+	c.lr = vit.lr, c.decay = vit.decay, c.warmup = vit.warmup;
+	if (!CHECK(device_open(&run, &ops, &dev, &e) == 0 && clip_plan(&m, &c, ops, dev, BATCH, true, &e) == 0 &&
+	           clip_trainer_init(&t, &m, &e) == 0 && clip_build(&m, &e) == 0 && params_init(&m.params, 1, &e) == 0, "%s", e.text))
+		return;
+	clip_trainee(&t, &trainee);
+	CHECK(trainee.beta1 == 0.9f && trainee.beta2 == 0.98f && trainee.eps == 1e-6f && trainee.decay == 0.2f && trainee.clip == 0,
+	      "AdamW 0.9, 0.98, 1e-6, 0.2");
+	ops->get(dev, &s, m.scale->w, sizeof s);
+	CHECK(fabsf(s - 2.6593f) < 1e-4f, "the temperature starts at 0.07: %g", (double)s);
+	memset(rec, 0, sizeof rec);
+	make_batch(rec, batch);
+	s = 6;
+	ops->put(dev, m.scale->w, &s, sizeof s);
+	params_zero_grad(&m.params);
+	CHECK(trainee.step(trainee.model, &step, batch, BATCH, &metrics, &e) == 0, "step: %s", e.text);
+	ops->get(dev, &s, m.scale->w, sizeof s);
+	CHECK(fabsf(s - 4.6052f) < 1e-4f && fabs(metrics_get(&metrics, "temperature") - 0.01) < 1e-6, "logits are scaled by 100 at most: %g",
+	      exp((double)s));
+	step.step = 999;
+	CHECK(fabs(trainee.lr(&t, &step) - 2.5e-4) < 1e-9, "half of the warm-up: %g", trainee.lr(&t, &step));
+	step.step = 2000;
+	CHECK(fabs(trainee.lr(&t, &step) - 5e-4) < 1e-9, "the peak: %g", trainee.lr(&t, &step));
+	step.step = 17000;
+	CHECK(fabs(trainee.lr(&t, &step) - 2.5e-4) < 1e-9, "half of the cosine: %g", trainee.lr(&t, &step));
+	step.step = 31999;
+	CHECK(trainee.lr(&t, &step) < 1e-10, "down to 0: %g", trainee.lr(&t, &step));
+	for (int i = 0; i < BATCH; i++)
+		record_free(&rec[i]);
+	clip_trainer_free(&t);
+	clip_free(&m);
+	device_close(ops, dev);
+}
+
 static void test_refusals(void)
 {
 	struct error e = {0};
@@ -165,6 +213,7 @@ int main(void)
 		return check_done();
 	test_golden(F32, 1e-4);
 	test_golden(BF16, 2e-2);
+	test_recipe();
 	test_refusals();
 	weights_close(golden);
 	return check_done();
