@@ -91,6 +91,27 @@ refused 3 "no image tokens" x.st dalle-train -x tiny -n 1 -o x.st noimage.tok
 refused 3 "no text tokens" x.st dalle-train -x tiny -n 1 -o x.st notext.tok
 refused 3 "cut.tok" x.st dalle-train -x tiny -n 1 -o x.st cut.tok
 refused 2 "preset 'huge'" x.st dalle-train -x huge -n 1 -o x.st train.tok
+# Halvings: by a rule in the large presets, at given updates, by a rule when asked for; the rule is part of the run.
+large="dalle-train -q -x 1.2b --layers 1 --width 32 --heads 2 --conv-k 3 --text-length 16 -b 2 -j1 -n 2"
+$large -o rule.st train.tok && model-info -s rule.st | grep -q '^training *plateau = .*"most":5' ; ok $? "the large presets halve on a plateau"
+$large --halve-at 1 -o at.st train.tok; ok $? "--halve-at with a large preset"
+model-info -s at.st | grep -q plateau; [ $? -ne 0 ]; ok $? "--halve-at takes the rule's place"
+refused 2 "exclude each other" x.st dalle-train -x tiny --halve-on-plateau --halve-at 5 -n 1 -o x.st train.tok
+dalle-train -x tiny -j1 -n 400 -s 3 --halve-on-plateau --plateau-gain 1 --plateau-patience 1 --plateau-window 20 --halvings 3 \
+	--log halved.jsonl -o halved.st train.tok 2>err.txt; ok $? "halving: $(cat err.txt)"
+[ "$(grep -c 'step size halved to' err.txt)" -eq 3 ] && [ "$(grep -c '"halving":' halved.jsonl)" -eq 3 ]; ok $? "three halvings: $(cat err.txt)"
+[ "$(sed -n 's/.*"step":400,.*"lr":\([0-9.e-]*\),.*/\1/p' halved.jsonl | awk '{ print ($1 > 0.000374 && $1 < 0.000376) }')" = 1 ]; ok $? "the step size ends at an eighth"
+
+# From another model's weights: the same vocabulary, or another one when asked for, and nothing of another size.
+"$gen" 40 5 300 $B 64 4 4 $B >foreign.tok
+dalle-train -x tiny -j1 -n 2 --init good.st -o tuned.st train.tok 2>err.txt; ok $? "--init: $(cat err.txt)"
+grep -q "starts from good.st, step 400" err.txt; ok $? "--init tells: $(cat err.txt)"
+[ "$(model-info -s tuned.st | grep -c '^command ')" -eq 2 ]; ok $? "both commands are remembered"
+refused 3 "of vocabulary $A, the data of $B; --new-vocabulary" x.st dalle-train -q -x tiny -n 1 --init good.st -o x.st foreign.tok
+dalle-train -x tiny -j1 -n 2 --init good.st --new-vocabulary -o other.st foreign.tok 2>err.txt; ok $? "--new-vocabulary: $(cat err.txt)"
+grep -q "text_vocab is 256, here 300" err.txt && grep -q "3 tensors of another vocabulary" err.txt; ok $? "--new-vocabulary tells: $(cat err.txt)"
+refused 3 "expected .*layers is 4, here 6" x.st dalle-train -q -x tiny --layers 6 -n 1 --init good.st -o x.st train.tok
+refused 2 "needs --init" x.st dalle-train -q -x tiny -n 1 --new-vocabulary -o x.st train.tok
 refused 2 "--halve-at: " x.st dalle-train -x tiny --halve-at 5,3 -n 1 -o x.st train.tok
 refused 2 "--width 33 .*--heads 2" x.st dalle-train -x tiny --width 33 -n 1 -o x.st train.tok
 refused 2 "--conv-k 4 " x.st dalle-train -x tiny --conv-k 4 -n 1 -o x.st train.tok

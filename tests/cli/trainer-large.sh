@@ -60,5 +60,6 @@ cat 1.tok | dalle-train -q -x tiny -j 1 -b 32 -n 200 --memory 1Mi -o short.st 2>
 # A step size that leaves the range of numbers: step and tensor, the last checkpoint.
 dalle-train -q -x tiny -j 1 -n 3000 --lr 10 --clip 0 --save-every 5 -o nan.st 1.tok 2> err
 [ $? -eq 1 ] && grep -q 'step [0-9]*: .*not finite: .* of [a-z].*holds step [0-9]*[05]$' err || fail "not finite: $(cat err)"
-dalle-score -q -m nan.st --summary 1.tok > score || fail "the checkpoint before it is of no use"
+"$gen" 20 4 256 $A 64 4 4 $B > few.tok
+dalle-score -q -j 1 -m nan.st --summary few.tok > score || fail "the checkpoint before it is of no use"
 exit $((fails > 0))
