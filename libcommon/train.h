@@ -73,7 +73,7 @@ struct train_options {
 	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 never"), \
 	OPT_INT(0, "save-every", &(t)->save_every, 0, 1e12, "N", "updates between checkpoints, 0 for the end only"), \
 	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
-	OPT_INT('s', "seed", &(t)->seed, 0, INT64_MAX, "N", "seed of weights, order and noise"), \
+	OPT_INT('s', "seed", &(t)->seed, 0, (double)INT64_MAX, "N", "seed of weights, order and noise"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
 	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
 	OPT_FLAG(0, "keep-state", &(t)->keep_state, "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
