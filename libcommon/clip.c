@@ -45,7 +45,8 @@ static const struct {
 	const char *name;
 	struct clip_config c;
 } presets[] = {
-	/* size patch, image: width layers heads, context vocab, text: width layers heads, E, gelu closed, lr decay warm-up average augment */
+	/* size patch, image: width layers heads, context vocabulary, text: width layers heads, embed, gelu closed,
+	 * lr decay warm-up average augment */
 	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT}},
 	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT}},
 	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP}},
@@ -401,7 +402,7 @@ static int check_caption(const struct clip_config *c, const struct tokens *t, st
 		if ((int64_t)t->v[k] >= size)
 			return fail(e, STATUS_BAD, "text token %u is outside the model's vocabulary of %lld", t->v[k], (long long)size);
 	if (c->closed && (t->n < 2 || t->v[0] != (uint32_t)size - 2))
-		return fail(e, STATUS_BAD, "a caption does not begin with the start token %lld, expected one of bpe-encode with CLIP's vocabulary",
+		return fail(e, STATUS_BAD, "a caption does not begin with the start token %lld, expected CLIP's vocabulary",
 		            (long long)size - 2);
 	return 0;
 }
@@ -674,7 +675,8 @@ void clip_trainee(struct clip_trainer *t, struct trainee *out)
 	*out = (struct trainee){
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
-		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight", .activation_bytes = arena_bytes(&m->arena),
+		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight",
+		.activation_bytes = arena_bytes(&m->arena),
 		.lr = step_size, .step = train_step, .evaluate = evaluate,
 	};
 }

@@ -47,7 +47,8 @@ static int describe_differences(const struct train_run *r, const struct weights 
 		json_t *old = json_object_get(theirs, key);
 		if (!old || (json_is_number(old) ? json_number_value(old) == json_number_value(value) : json_equal(old, value)))
 			continue;
-		char *a = json_dumps(old, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6)), *b = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+		const size_t how = JSON_ENCODE_ANY | JSON_REAL_PRECISION(6);
+		char *a = json_dumps(old, how), *b = json_dumps(value, how);
 		int bad = a && b ? buf_printf(out, e, "%s%s is %.40s, here %.40s", out->n ? "; " : "", key, a, b) : 0;
 		free(a);
 		free(b);

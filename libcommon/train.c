@@ -65,13 +65,13 @@ static int update(struct train_run *r, struct error *e)
 	double norm;
 	if (accumulate(r, &s, &m, e) || params_grad_norm(r->p, &norm, e))
 		return -1;
-	double loss = metrics_get(&m, "loss");
+	double loss = metrics_get(&m, "loss"), lr = t->lr(t->model, &s) * train_plateau_factor(r);
 	if (!isfinite(loss))
 		return not_finite(r, "loss", loss, e);
 	if (!isfinite(norm))
 		return not_finite(r, "gradient's norm", norm, e);
 	struct adamw a = {
-		.lr = (float)(t->lr(t->model, &s) * train_plateau_factor(r)), .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
+		.lr = (float)lr, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
 		.v_max = t->v_max, .g_scale = t->clip > 0 && norm > t->clip ? (float)(t->clip / norm) : 1,
 		.step = r->step + 1,
 	};
@@ -79,8 +79,8 @@ static int update(struct train_run *r, struct error *e)
 	average(r);
 	r->step++;
 	r->eval_due = r->evaluates && (r->step == r->steps || (r->eval_every && r->step % r->eval_every == 0));
-	train_log_update(r, &m, a.lr, norm);
-	train_plateau_update(r, loss, a.lr);
+	train_log_update(r, &m, lr, norm);
+	train_plateau_update(r, loss, lr);
 	return 0;
 }
 

@@ -30,7 +30,7 @@ static const struct opt options[] = {
 	OPT_CHOICE(0, "augment", &config.augment, CLIP_AUGMENTS, "move pictures, take a random square of each, or neither"),
 	OPT_INT(0, "shift", &shift, -1, 1024, "N", "move pictures by up to N pixels, -1 for a sixteenth of their side"),
 	OPT_FLAG(0, "closed", &closed, "captions have start and end tokens, as CLIP's own vocabulary gives them"),
-	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: the vocabulary may be another, its tensor starts from chance"),
+	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: the vocabulary may be another, its tensor starts anew"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
 };

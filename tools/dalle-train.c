@@ -40,7 +40,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
 	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
-	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: the vocabulary or the dVAE may be another, its tensors start from chance"),
+	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: vocabulary or dVAE may be others, their tensors start anew"),
 	OPT_REAL(0, "init-scale", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
 	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
