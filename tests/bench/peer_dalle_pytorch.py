@@ -80,6 +80,7 @@ def train_steps(o, model):
 def sample_batches(o, model):
     import torch
     text = torch.randint(1, o.text_vocab, (o.batch, o.text_length))
+    model.forward(text[:1])  # torch's first call is slow
     seconds = []
     for _ in range(o.updates):
         start = clock(o)
