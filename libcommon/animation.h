@@ -19,8 +19,8 @@ int films_add(struct films *f, const struct record *r, struct error *e);
 void films_free(struct films *f);
 
 /* Appends to `out` an APNG of n > 0 frames, each a PNG file from image_write_png.  The last is also the still, with its
- * text chunks, that programs show which do not know APNG.  A frame stays for `delay` milliseconds, the last for `hold` (both at most 65535); then it begins again.  STATUS_BAD when
- * the frames' sizes differ. */
+ * text chunks, that programs show which do not know APNG.  A frame stays for `delay` milliseconds, the last for `hold`
+ * (both at most 65535); then it begins again.  STATUS_BAD when the frames' sizes differ. */
 int apng_write(struct buf *out, const struct buf *png, size_t n, uint32_t delay, uint32_t hold, struct error *e);
 
 #endif
