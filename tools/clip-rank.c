@@ -149,6 +149,8 @@ static void group_mix(struct group *g)
 static int group_flush(struct group *g, struct filter *f, struct error *e)
 {
 	size_t n = keep && (size_t)keep < g->n ? (size_t)keep : g->n;
+	if (g->n == 0)
+		return 0;
 	if (weight[CLIP] > 0 && weight[NLL] > 0)
 		group_mix(g);
 	qsort(g->at, g->n, sizeof *g->at, by_score);
