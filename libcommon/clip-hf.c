@@ -15,7 +15,6 @@ enum { MAX_CONFIG = 1 << 24, OLD_END = 2, STANDARD_END = 49407 };
 
 /* ---- JSON ---- */
 
-
 /* NULL with e for a file that is no JSON object. */
 static json_t *read_json(const char *name, struct error *e)
 {
