@@ -70,11 +70,10 @@ static int check_picture(const struct embedder *x, const struct pixels *p, const
 static int fit_picture(const struct clip *m, struct pixels *out, const struct pixels *in, struct error *e)
 {
 	uint32_t size = (uint32_t)m->config.size, w = in->width, h = in->height, shorter = w < h ? w : h;
-	uint64_t width = (uint64_t)m->resize * w / shorter, height = (uint64_t)m->resize * h / shorter;
-	if (width > INT32_MAX || height > INT32_MAX)
-		return fail(e, STATUS_BAD, "a picture of %ux%u is too long for its width", w, h);
-	struct rect middle = {(uint32_t)(width - size) / 2, (uint32_t)(height - size) / 2, size, size};
-	return image_bicubic(out, in, (uint32_t)width, (uint32_t)height, middle, e);
+	uint32_t resize = (uint32_t)m->resize; /* at most STREAM_MAX_SIDE, as both sides: products are below 2^28 */
+	uint32_t width = resize * w / shorter, height = resize * h / shorter;
+	struct rect middle = {(width - size) / 2, (height - size) / 2, size, size};
+	return image_bicubic(out, in, width, height, middle, e);
 }
 
 int embed_pictures(struct embedder *x, const struct pixels *const *pictures, int n, enum embed_form form, const char *file,
