@@ -18,14 +18,14 @@ ONEDNN ?= $(call probe,$(H) <dnnl.h>\nint main(void){return dnnl_version()==0;},
 OPENMP ?= $(call probe,$(H) <omp.h>\nint main(void){return omp_get_max_threads()==0;},-fopenmp)
 JPEG   ?= $(call probe,$(H) <stdio.h>\n$(H) <jpeglib.h>\nint main(void){return !jpeg_std_error(0);},-ljpeg)
 HAVE_ZSTD := $(call probe,$(H) <zstd.h>\nint main(void){return !ZSTD_versionNumber();},-lzstd)
-HAVE_PNG  := $(call probe,$(H) <png.h>\nint main(void){return !png_access_version_number();},-lpng)
+HAVE_PNG  := $(call probe,$(H) <png.h>\n$(H) <zlib.h>\nint main(void){return !png_access_version_number() || !zlibVersion();},-lpng -lz)
 HAVE_JSON := $(call probe,$(H) <jansson.h>\nint main(void){return !json_object();},-ljansson)
 HAVE_XXH  := $(call probe,$(H) <xxhash.h>\nint main(void){return !XXH3_64bits("",0);},-lxxhash)
 
 ifneq ($(filter-out help clean dist uninstall,$(or $(MAKECMDGOALS),all)),)
 say = $(info $(if $(filter 1,$(2)),found    ,not found) $(1))
 $(call say,zstd    (token stream),$(HAVE_ZSTD))
-$(call say,libpng  (pictures),$(HAVE_PNG))
+$(call say,libpng  (pictures$(,) with zlib),$(HAVE_PNG))
 $(call say,jansson (JSON),$(HAVE_JSON))
 $(call say,xxhash  (content identities),$(HAVE_XXH))
 $(call say,libjpeg (JPEG input$(,) optional),$(JPEG))
@@ -38,7 +38,7 @@ endif
 , := ,
 
 DEFS := -D_GNU_SOURCE -DHAVE_JPEG=$(JPEG) -DHAVE_ONEDNN=$(ONEDNN)
-LIBS := -lzstd -lpng -ljansson -lxxhash -ldl -lm
+LIBS := -lzstd -lpng -lz -ljansson -lxxhash -ldl -lm
 LIBS += $(if $(filter 1,$(JPEG)),-ljpeg)
 LIBS += $(if $(filter 1,$(ONEDNN)),-ldnnl)
 ifeq ($(OPENMP),1)

@@ -83,7 +83,7 @@ for split in train combo cross novel; do
 done
 stage "vocabulary" words.bpe \
 	'cut -f2 emoji/train.tsv | bpe-train -q -k 2048 -o words.bpe'
-fit dvae 280 8000 dvae-train -x small train.pix
+fit dvae 380 8000 dvae-train -x small train.pix
 stage "dVAE, $(cat dvae.steps) updates" dvae.done \
 	"dvae-train -x small -n $(cat dvae.steps) --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
 	: > dvae.done"
@@ -92,13 +92,13 @@ for split in train combo cross novel; do
 		"bpe-encode -m words.bpe $split.pix | dvae-encode -m dvae.safetensors -o $split.tok"
 done
 dalle="dalle-train -x small $size --bpe words.bpe"
-fit dalle 540 900 $dalle train.tok
+fit dalle 440 900 $dalle train.tok
 stage "transformer, $(cat dalle.steps) updates" dalle.done \
 	"$dalle -n $(cat dalle.steps) --eval combo.tok --eval-every 50 --patience 4 --log dalle.jsonl -o dalle.safetensors train.tok
 	: > dalle.done"
 stage "captions of CLIP's pictures" train.clip \
 	'bpe-encode -m words.bpe -o train.clip train.pix'
-fit clip 180 3000 clip-train -x small train.clip
+fit clip 160 3000 clip-train -x small train.clip
 stage "CLIP, $(cat clip.steps) updates" clip.done \
 	"clip-train -x small -n $(cat clip.steps) --log clip.jsonl -o clip.safetensors train.clip
 	: > clip.done"

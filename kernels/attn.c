@@ -9,52 +9,41 @@
 
 #include <math.h>
 
-enum { TILE = 32, PANEL = 2 * VL, MR = 4, K_BLOCK = 128 };
+enum { TILE = 32, PANEL = 2 * VL, K_BLOCK = 128 };
 
 /* ---- the product of small tiles ---- */
 
-/* c[rows, PANEL] = or += a b over k; a(i, p) = a[i * across + p * along], b[k, PANEL] with its rows ldb
- * apart.  rows is a constant where this is inlined: MR x 2 sums stay in registers. */
-static VINLINE void multiply_tile(int rows, float *c, size_t ldc, const float *a, size_t across, size_t along,
-                                  const float *b, size_t ldb, size_t k, int add)
-{
-	vf s[MR][2];
-	for (int i = 0; i < rows; i++) {
-		s[i][0] = add ? v_load(c + i * ldc) : v_set(0);
-		s[i][1] = add ? v_load(c + i * ldc + VL) : v_set(0);
-	}
-	for (size_t p = 0; p < k; p++, a += along, b += ldb) {
-		vf b0 = v_load(b), b1 = v_load(b + VL);
-#pragma GCC unroll 8
-		for (int i = 0; i < rows; i++) {
-			s[i][0] += a[i * across] * b0;
-			s[i][1] += a[i * across] * b1;
-		}
-	}
-	for (int i = 0; i < rows; i++) {
-		v_store(c + i * ldc, s[i][0]);
-		v_store(c + i * ldc + VL, s[i][1]);
-	}
-}
+#define ISA plain
+#define TARGET
+#define LANES 4
+#define MR 2
+#include "attn-multiply.h"
 
-/* c[m, n] = or += a[m, k] b[k, n], n a multiple of PANEL; b's panels of PANEL columns lie `panel`
- * apart.  k in blocks, so that a block of b stays in the first cache for all m. */
-CLONES static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b,
-                            size_t ldb, size_t panel, size_t m, size_t n, size_t k, int add)
+#ifdef __x86_64__
+#define ISA avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define MR 4
+#include "attn-multiply.h"
+
+#define ISA avx512
+#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define LANES 16
+#define MR 8
+#include "attn-multiply.h"
+#endif
+
+static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b, size_t ldb,
+                     size_t panel, size_t m, size_t n, size_t k, int add)
 {
-	for (size_t k0 = 0; k0 < k; k0 += K_BLOCK, a += K_BLOCK * along, b += K_BLOCK * ldb) {
-		size_t kn = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
-		for (size_t j = 0; j < n; j += PANEL) {
-			const float *bj = b + j / PANEL * panel;
-			size_t i = 0;
-			for (; i + MR <= m; i += MR)
-				multiply_tile(MR, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
-			for (; i + 2 <= m; i += 2)
-				multiply_tile(2, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
-			if (i < m)
-				multiply_tile(1, c + i * ldc + j, ldc, a + i * across, across, along, bj, ldb, kn, add || k0);
-		}
-	}
+#ifdef __x86_64__
+	if (__builtin_cpu_supports("avx512f"))
+		multiply_avx512(c, ldc, a, across, along, b, ldb, panel, m, n, k, add);
+	else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		multiply_avx2(c, ldc, a, across, along, b, ldb, panel, m, n, k, add);
+	else
+#endif
+		multiply_plain(c, ldc, a, across, along, b, ldb, panel, m, n, k, add);
 }
 
 /* ---- which keys a query sees, in task order ---- */
@@ -170,9 +159,13 @@ static int layout_bias(struct dev *d, const char *op, struct layout *l)
 /* rows[Sp, Dp] = gain * the slice at x, whose states are `stride` elements apart; padding is zeroed. */
 CLONES static void load_slice(float *rows, const struct layout *l, const void *x, size_t stride, float gain)
 {
+	enum { LINE = 64, AHEAD = 12 };
+	size_t row = l->D * dtype_bytes(l->type);
 	for (int i = 0; i < l->S; i++) {
 		float *y = rows + (size_t)i * l->Dp;
 		const void *from = at_const(x, l->type, state_at(l, i) * stride);
+		for (size_t c = 0; c < row; c += LINE) /* states lie pages apart: no hardware prefetch */
+			__builtin_prefetch((const char *)at_const(x, l->type, state_at(l, i + AHEAD) * stride) + c);
 		if (l->type != DT_F32) {
 			row_to_f32(y, from, l->type, l->D);
 			from = y;

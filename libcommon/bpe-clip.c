@@ -1,12 +1,13 @@
 /* bpe-clip.c - vocabularies of published CLIP models (`vocab.json` and `merges.txt`) and the
- * words that they are made for: white space is one space, text is lower-cased, words are
+ * words that they are made for: text is composed (NFC), white space is one space, letters are lower case, words are
  *
  *	's 't 're 've 'm 'll 'd | letters | one number | a run of anything else but spaces
  *
  * each symbol of a word is a byte, the last one carries a mark ("</w>").  Bytes are spelled
- * as printable characters in the files.  Left out, as rare in captions: composition (NFC) and
- * HTML entities; names of the end tokens inside a text are text, so a caption cannot forge them. */
+ * as printable characters in the files.  This is what Hugging Face's fast tokenizer does, but that names of the end
+ * tokens inside a text are text, so that a caption cannot forge them. */
 #include "bpe-private.h"
+#include "unicode.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -21,45 +22,12 @@ struct lower_row {
 };
 #include "unicode-tables.h"
 
-enum { MAX_JSON = 1 << 26, NOT_UTF8 = 0x110000 };
+enum { MAX_JSON = 1 << 26 };
 #define MARK "</w>"
 #define OPENING "<|startoftext|>"
 #define CLOSING "<|endoftext|>"
 
 /* ---- Unicode ---- */
-
-/* The code point at p and its length; a byte that begins none is NOT_UTF8 of length 1. */
-static uint32_t decode_utf8(const uint8_t *p, size_t n, size_t *length)
-{
-	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-	size_t k = p[0] < 0x80 ? 1 : p[0] >> 5 == 6 ? 2 : p[0] >> 4 == 14 ? 3 : p[0] >> 3 == 30 ? 4 : 0;
-	uint32_t c = k == 1 ? p[0] : k ? p[0] & (0x7Fu >> k) : NOT_UTF8;
-	*length = 1;
-	if (k == 0 || k > n)
-		return NOT_UTF8;
-	for (size_t i = 1; i < k; i++) {
-		if (p[i] >> 6 != 2)
-			return NOT_UTF8;
-		c = c << 6 | (p[i] & 0x3F);
-	}
-	if (c < least[k] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000))
-		return NOT_UTF8;
-	*length = k;
-	return c;
-}
-
-static size_t encode_utf8(uint8_t out[4], uint32_t c)
-{
-	if (c < 0x80) {
-		out[0] = (uint8_t)c;
-		return 1;
-	}
-	size_t k = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-	for (size_t i = k; i-- > 1; c >>= 6)
-		out[i] = (uint8_t)(0x80 | (c & 0x3F));
-	out[0] = (uint8_t)(0xF00u >> k | c);
-	return k;
-}
 
 static bool in_ranges(const struct code_range *r, size_t n, uint32_t c)
 {
@@ -117,13 +85,18 @@ static enum kind kind_of(uint32_t c)
 
 int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e)
 {
-	const uint8_t *p = text;
+	struct buf composed = {0};
 	bool space = false;
 	/* No lower-case letter takes more than one byte more than its capital, which has two. */
-	if (buf_set(out, "", 0, e) || buf_reserve(out, n + n / 2 + 8, e))
+	if (unicode_compose(text, n, &composed, e) || buf_set(out, "", 0, e) ||
+	    buf_reserve(out, composed.n + composed.n / 2 + 8, e)) {
+		buf_free(&composed);
 		return -1;
+	}
+	const uint8_t *p = composed.p;
+	n = composed.n;
 	for (size_t i = 0, length; i < n; i += length) {
-		uint32_t c = decode_utf8(p + i, n - i, &length);
+		uint32_t c = utf8_decode(p + i, n - i, &length);
 		if (is_space(c)) {
 			space = true;
 			continue;
@@ -137,10 +110,11 @@ int clip_normalise(const void *text, size_t n, struct buf *out, struct error *e)
 			memcpy(out->p + out->n, "i\xCC\x87", 3);
 			out->n += 3;
 		} else {
-			out->n += encode_utf8(out->p + out->n, lower_case(c));
+			out->n += utf8_encode(out->p + out->n, lower_case(c));
 		}
 	}
 	out->p[out->n] = 0;
+	buf_free(&composed);
 	return 0;
 }
 
@@ -166,9 +140,9 @@ size_t clip_word(const uint8_t *text, size_t n, size_t *skip)
 	size_t short_word = contraction(text + i, n - i), start = i;
 	if (short_word)
 		return short_word;
-	enum kind kind = kind_of(decode_utf8(text + i, n - i, &length));
+	enum kind kind = kind_of(utf8_decode(text + i, n - i, &length));
 	i += length;
-	while (kind != NUMBER && i < n && kind_of(decode_utf8(text + i, n - i, &length)) == kind)
+	while (kind != NUMBER && i < n && kind_of(utf8_decode(text + i, n - i, &length)) == kind)
 		i += length;
 	return i - start;
 }
@@ -237,7 +211,7 @@ static int64_t token_bytes(const struct clip_files *f, const char *text, uint8_t
 	bool marked = n > mark && strcmp(text + n - mark, MARK) == 0;
 	n -= marked ? mark : 0;
 	for (size_t i = 0; i < n; i += length) {
-		uint32_t c = decode_utf8((const uint8_t *)text + i, n - i, &length);
+		uint32_t c = utf8_decode((const uint8_t *)text + i, n - i, &length);
 		if (c >= ARRAY_LEN(f->byte) || f->byte[c] < 0)
 			return -1;
 		out[count++] = (uint8_t)f->byte[c];
@@ -266,7 +240,7 @@ static int add_tokens(struct clip_files *f, struct bpe *b, struct error *e)
 		return fail(e, STATUS_BAD, "%s: expected the tokens " OPENING " and " CLOSING, f->names[0]);
 	for (int c = 0; c < 256; c++) {
 		char symbol[16] = {0};
-		size_t n = encode_utf8((uint8_t *)symbol, f->spelling[c]);
+		size_t n = utf8_encode((uint8_t *)symbol, f->spelling[c]);
 		b->inner[c] = find_token(f, symbol);
 		memcpy(symbol + n, MARK, sizeof MARK);
 		b->last[c] = find_token(f, symbol);

@@ -46,10 +46,10 @@ static const struct {
 	struct clip_config c;
 } presets[] = {
 	/* size patch, image: width layers heads, context vocabulary, text: width layers heads, embed, gelu closed,
-	 * lr decay warm-up average augment */
-	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT}},
-	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT}},
-	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP}},
+	 * lr decay warm-up average augment, hidden widths */
+	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT, 0, 0}},
+	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT, 0, 0}},
+	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP, 0, 0}},
 };
 
 int clip_preset(const char *name, struct clip_config *c, struct error *e)
@@ -111,6 +111,9 @@ static int check_config(const struct clip_config *c, struct error *e)
 		            MAX_SIZE);
 	if (check_tower("image", c->image_width, c->image_layers, c->image_heads, e))
 		return -1;
+	if (c->image_hidden < 0 || c->image_hidden > MAX_SIZE || c->text_hidden < 0 || c->text_hidden > MAX_SIZE)
+		return fail(e, STATUS_BAD, "MLP width %lld or %lld is out of range, expected 1 to %d", (long long)c->image_hidden,
+		            (long long)c->text_hidden, MAX_SIZE);
 	return check_tower("text", c->text_width, c->text_layers, c->text_heads, e);
 }
 
@@ -145,7 +148,7 @@ static int image_rows(struct clip *m, struct error *e)
 	for (int64_t i = 0; i < c->image_layers; i++)
 		masks[i] = (struct attn_mask){.kind = ATTN_FULL, .n_text = (int)patches(c) + 1};
 	struct stack_config s = {.layers = (int)c->image_layers, .width = (int)W, .heads = (int)c->image_heads,
-	                         .exact_gelu = c->exact_gelu, .key_bias = true, .masks = masks};
+	                         .hidden = (int)c->image_hidden, .exact_gelu = c->exact_gelu, .key_bias = true, .masks = masks};
 	stack_init_clip(&s);
 	/* The public code leaves the patch convolution at the framework's default, U(+-1/sqrt(fan in)). */
 	int r = params_add(p, &m->patch_w, PARAM_MATRIX, 1 / sqrtf(9.0f * (float)(k * k)), -1, 4, (int64_t[]){W, 3, k, k}, e,
@@ -174,7 +177,7 @@ static int text_rows(struct clip *m, struct error *e)
 	for (int64_t i = 0; i < c->text_layers; i++)
 		masks[i] = (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = (int)c->context};
 	struct stack_config s = {.layers = (int)c->text_layers, .width = (int)W, .heads = (int)c->text_heads,
-	                         .exact_gelu = c->exact_gelu, .key_bias = true, .masks = masks};
+	                         .hidden = (int)c->text_hidden, .exact_gelu = c->exact_gelu, .key_bias = true, .masks = masks};
 	stack_init_clip(&s);
 	int r = params_add(p, &m->token_embed, PARAM_EMBED, 0.02f, -1, 2, (int64_t[]){c->vocabulary, W}, e,
 	                   "token_embedding.weight") ||
@@ -287,7 +290,8 @@ static int put_indices(struct clip *m, struct error *e)
 int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,
               bool training, struct error *e)
 {
-	*m = (struct clip){.config = *c, .ops = ops, .dev = dev, .batch = batch, .training = training};
+	*m = (struct clip){.config = *c, .ops = ops, .dev = dev, .batch = batch, .training = training,
+	                   .mean = {0.48145466f, 0.4578275f, 0.40821073f}, .deviation = {0.26862954f, 0.26130258f, 0.27577711f}};
 	m->params.ops = ops; /* the stacks' layouts ask it for the device's type */
 	m->params.dev = dev;
 	if (check_config(c, e))
@@ -334,6 +338,7 @@ void clip_free(struct clip *m)
 	stack_free(&m->text_stack);
 	arena_free(&m->arena);
 	params_free(&m->params);
+	bpe_close(m->bpe);
 	free(m->buf);
 	*m = (struct clip){0};
 }
@@ -355,8 +360,6 @@ static void head_forward(struct clip *m, struct clip_head *h, const float *strea
 
 static void image_forward(struct clip *m, const uint8_t *rgb, int n)
 {
-	/* CLIP's mean and deviation of pixels in 0..1 (H7). */
-	static const float mean[3] = {0.48145466f, 0.4578275f, 0.40821073f}, dev[3] = {0.26862954f, 0.26130258f, 0.27577711f};
 	const struct clip_config *c = &m->config;
 	const struct ops *o = m->ops;
 	struct clip_buffers *b = m->buf;
@@ -364,8 +367,8 @@ static void image_forward(struct clip *m, const uint8_t *rgb, int n)
 	size_t pixels = (size_t)n * (size_t)side * (size_t)side, G = (size_t)patches(c), rows = (size_t)n * (G + 1);
 	float scale[3], shift[3], *h = stack_input(&m->image_stack);
 	for (int i = 0; i < 3; i++) {
-		scale[i] = 1 / (255 * dev[i]);
-		shift[i] = -mean[i] / dev[i];
+		scale[i] = 1 / (255 * m->deviation[i]);
+		shift[i] = -m->mean[i] / m->deviation[i];
 	}
 	o->put(m->dev, b->rgb, rgb, pixels * 3);
 	o->pixels(m->dev, b->x, b->rgb, pixels, scale, shift);                                       /* (n, side, side, 3) */
@@ -387,7 +390,6 @@ static int64_t lay_caption(const struct clip_config *c, const struct tokens *cap
 	const struct tokens *text = &inner;
 	int64_t n = (int64_t)text->n, room = c->context - 2;
 	n = n < room ? n : room;
-	memset(out, 0, (size_t)c->context * sizeof *out);
 	out[0] = (int32_t)(c->vocabulary - 2);
 	for (int64_t i = 0; i < n; i++)
 		out[i + 1] = (int32_t)text->v[i];
@@ -395,9 +397,23 @@ static int64_t lay_caption(const struct clip_config *c, const struct tokens *cap
 	return n + 1;
 }
 
-static int check_caption(const struct clip_config *c, const struct tokens *t, struct error *e)
+/* A caption of a published model, which has both its ends.  Returns the place of the state that stands for it. */
+static int64_t lay_closed_caption(const struct clip *m, const struct tokens *text, int32_t *out)
 {
-	int64_t size = c->vocabulary - (c->closed ? 0 : 2);
+	int64_t n = (int64_t)text->n < m->config.context ? (int64_t)text->n : m->config.context, at = 0;
+	for (int64_t i = 0; i < n; i++)
+		out[i] = (int32_t)text->v[i];
+	for (int64_t i = 1; i < n; i++) {
+		if (m->end_token < 0 ? out[i] > out[at] : out[i] == m->end_token && out[at] != m->end_token)
+			at = i;
+	}
+	return at;
+}
+
+static int check_caption(const struct clip *m, const struct tokens *t, struct error *e)
+{
+	const struct clip_config *c = &m->config;
+	int64_t size = c->vocabulary - (c->closed || m->bpe ? 0 : 2);
 	for (size_t k = 0; k < t->n; k++)
 		if ((int64_t)t->v[k] >= size)
 			return fail(e, STATUS_BAD, "text token %u is outside the model's vocabulary of %lld", t->v[k], (long long)size);
@@ -411,21 +427,23 @@ static int put_captions(struct clip *m, const struct tokens *const *text, int n,
 {
 	const struct clip_config *c = &m->config;
 	size_t S = (size_t)c->context;
-	int32_t *idx = mem_alloc((size_t)n * (S + 1), 4, e);
+	int32_t *idx = mem_zero((size_t)n * (S + 1), 4, e);
+	int r = 0;
 	if (!idx)
 		return -1;
 	int32_t *end = idx + (size_t)n * S;
-	for (int i = 0; i < n; i++) {
-		if (check_caption(c, text[i], e)) {
-			free(idx);
-			return -1;
-		}
-		end[i] = (int32_t)((size_t)i * S) + (int32_t)lay_caption(c, text[i], idx + (size_t)i * S);
+	for (int i = 0; r == 0 && i < n; i++) {
+		int32_t *row = idx + (size_t)i * S;
+		r = check_caption(m, text[i], e);
+		int64_t at = r ? 0 : m->bpe ? lay_closed_caption(m, text[i], row) : lay_caption(c, text[i], row);
+		end[i] = (int32_t)((int64_t)((size_t)i * S) + at);
 	}
-	m->ops->put(m->dev, m->buf->token_idx, idx, (size_t)n * S * 4);
-	m->ops->put(m->dev, m->buf->end_idx, end, (size_t)n * 4);
+	if (r == 0) {
+		m->ops->put(m->dev, m->buf->token_idx, idx, (size_t)n * S * 4);
+		m->ops->put(m->dev, m->buf->end_idx, end, (size_t)n * 4);
+	}
 	free(idx);
-	return 0;
+	return r;
 }
 
 static int text_forward(struct clip *m, const struct tokens *const *text, int n, struct error *e)
@@ -456,6 +474,13 @@ int clip_embed(struct clip *m, const uint8_t *rgb, const struct tokens *const *t
 			return -1;
 		m->ops->get(m->dev, text_out, m->buf->text.unit, bytes);
 	}
+	return device_check(m->ops, m->dev, e);
+}
+
+int clip_features(struct clip *m, const uint8_t *rgb, int n, float *out, struct error *e)
+{
+	image_forward(m, rgb, n);
+	m->ops->get(m->dev, out, m->buf->image.proj, (size_t)n * (size_t)m->config.embed * 4);
 	return device_check(m->ops, m->dev, e);
 }
 

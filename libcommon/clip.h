@@ -9,6 +9,7 @@
 
 #include "arena.h"
 #include "block.h"
+#include "bpe.h"
 #include "opt.h"
 #include "train.h"
 
@@ -31,6 +32,7 @@ struct clip_config {
 	int64_t warmup;
 	double average_decay;                             /* of averages every 10 updates; 0: none, as in the paper */
 	int augment;                                      /* enum clip_augment */
+	int64_t image_hidden, text_hidden;                /* MLP widths of published models; 0: 4 * width */
 };
 
 struct clip {
@@ -58,6 +60,13 @@ struct clip {
 	struct param *text_proj;      /* (E, text_width) */
 	struct param *scale;          /* (1): s, logits = exp(s) * cosine */
 
+	/* How pictures and captions become input.  A published model brings its vocabulary, whose captions have their
+	 * ends; ours has none (NULL), and the ends are added. */
+	float mean[3], deviation[3];  /* of pixels in 0..1 (H7) */
+	struct bpe *bpe;
+	int64_t resize;               /* with bpe: the shorter side before the centre crop to config.size */
+	int64_t end_token;            /* with bpe: its first state stands for the caption; -1: that of the largest token */
+
 	struct clip_buffers *buf; /* activations, clip.c */
 };
 
@@ -71,6 +80,11 @@ int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops
 int clip_build(struct clip *m, struct error *e);
 /* Our model file for inference. */
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
+/* A folder as Hugging Face publishes CLIP (clip-hf.c): config.json, model.safetensors (f32, f16 or bf16), vocab.json,
+ * merges.txt and, where it is there, preprocessor_config.json. */
+int clip_load_hf(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e);
+/* Either of them: a folder is a published model. */
+int clip_open(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);
 json_t *clip_config_json(const struct clip_config *c);
 
@@ -78,6 +92,9 @@ json_t *clip_config_json(const struct clip_config *c);
  * image_out and text_out (n, E); either side may be NULL with its output. */
 int clip_embed(struct clip *m, const uint8_t *rgb, const struct tokens *const *text, int n, float *image_out,
                float *text_out, struct error *e);
+
+/* The pictures' vectors before they are normalised, (n, E): what Frechet distances are measured on. */
+int clip_features(struct clip *m, const uint8_t *rgb, int n, float *out, struct error *e);
 
 /* What the trainer needs; CLIP_SHIFT moves pictures by up to max_shift pixels and fills with their border.  Held-out
  * pictures are not moved, and cut in the middle. */

@@ -22,7 +22,7 @@ static const struct dalle_preset presets[] = {
 	  .heads = 2, .conv_k = 3},
 	 SHORT_RECIPE(8, 3e-3, 10)},
 	{"small",
-	 {.text_length = 32, .text_vocab = 2048, .grid_w = 8, .grid_h = 8, .image_vocab = 1024, .layers = 4, .width = 192,
+	 {.text_length = 32, .text_vocab = 2048, .grid_w = 8, .grid_h = 8, .image_vocab = 2048, .layers = 4, .width = 192,
 	  .heads = 6, .conv_k = 11},
 	 SHORT_RECIPE(64, 3e-3, 40)},
 	{"1.2b", PAPER_SIZE(24, 2048, 32), PAPER_RECIPE(8, 4.5e-4)},

@@ -155,13 +155,15 @@ static float floor_of(const struct dvae_fit *f)
 	return f->o.least_b > 0 ? (float)log(f->o.least_b) : -INFINITY;
 }
 
-/* Up to CALIBRATE_PICTURES of the shuffled data, which afterwards starts from its beginning again. */
-enum { CALIBRATE_PICTURES = 512 };
+/* Some of the shuffled data, which afterwards starts from its beginning again: as many pictures as have this many
+ * tokens, or all. */
+enum { CALIBRATE_TOKENS = 1 << 18 };
 
 static int calibrate(struct dvae_fit *f, uint64_t seed, struct error *e)
 {
 	size_t bytes = 3 * pixels_of(f->d, 1), n = 0, want = loader_records(f->o.data);
-	want = want < CALIBRATE_PICTURES ? want : CALIBRATE_PICTURES;
+	size_t most = CALIBRATE_TOKENS / tokens_of(f->d, 1) + 1;
+	want = want < most ? want : most;
 	uint8_t *rgb = mem_alloc(want, bytes, e);
 	const struct record *r;
 	int status = rgb ? 0 : -1;

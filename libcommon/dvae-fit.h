@@ -59,9 +59,10 @@ int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pa
                  uint8_t *rgb_out, struct error *e);
 /* Start from data instead of chance, in dvae-start.c.  The K codes become the means of clusters of the encoder's
  * output vectors over these pictures (pictures,S,S,3): the encoder's last convolution gives minus the squared distance to
- * them, scaled so that the posterior has this entropy in nats, and the decoder's first a random projection of them.  The
- * decoder's last convolution is then fitted to the pictures by least squares.  Weights in `w` and `t` are rewritten; d
- * must have been made with DVAE_TRAINING. */
+ * them, scaled so that the posterior has this entropy in nats, and the decoder's first a projection of them.  With one
+ * group and kernel 1 the clusters are those of the pixel blocks.  The decoder's last convolution is then fitted to the
+ * pictures by least squares.  Residual paths start silent.  Weights in `w` and `t` are rewritten; d must have been made
+ * with DVAE_TRAINING. */
 int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e);
 
 #endif

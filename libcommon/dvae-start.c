@@ -1,8 +1,11 @@
 /* dvae-start.c - a dVAE that starts from data.  With random weights the logits of all places share one large part
  * (the vectors behind the last ReLU are positive), a handful of codes wins everywhere, and short runs do not recover.
- * Here the codes start as the means of clusters (Lloyd's k-means) of the random encoder's own vectors, and the decoder's
- * last convolution as the least-squares fit of the pictures from the hard codes: training begins at about the quality
- * of vector-quantised patches and only improves on it. */
+ * Here every residual path starts silent (its last convolution is 0), the codes are the means of clusters (Lloyd's
+ * k-means) of the encoder's own vectors, and the decoder's last convolution is the least-squares fit of the pictures
+ * from the hard codes.  Where a token is one place from end to end (one group, a first convolution of kernel 1), that
+ * convolution starts as the principal directions of the pixel blocks, each with both signs, so that the ReLU before the
+ * logits loses nothing: the codes are then clusters of the blocks themselves, and training begins at the quality of
+ * vector-quantised blocks and adds what the neighbours know. */
 #include "dvae-fit.h"
 
 #include <float.h>
@@ -14,19 +17,21 @@
 #include "dvae-net.h"
 #include "rng.h"
 
-enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 4096 };
+enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 8 /* for each code */, POWER_STEPS = 12 };
 
 struct start {
 	struct dvae *d;
 	const uint8_t *rgb; /* (pictures, S, S, 3) */
 	size_t pictures, tokens; /* tokens of a picture */
-	size_t rows, C, K;
+	bool paired;    /* the encoder's vectors are (+p, -p) for each of C projections p, behind a ReLU */
+	size_t rows, F, C, K; /* F: the encoder's vector; C: what is clustered, F or the projections */
 	float *x;       /* (rows, C) the encoder's vectors, centred */
 	double *mean;   /* (C) */
 	double *far;    /* (rows) squared distance to the nearest prototype so far */
 	float *prototype; /* (K, C) */
 	double *square; /* (K) |prototype|^2 */
 	int32_t *nearest; /* (rows) */
+	double *scores;   /* (ENTROPY_ROWS, K) */
 };
 
 /* Pictures of the batch that starts at `from`. */
@@ -52,19 +57,33 @@ static double squared_distance(const float *a, const float *b, size_t n)
 	return sum;
 }
 
-static void read_vectors(struct start *s)
+/* The encoder's vectors of rows first .. first + n - 1 as what is clustered. */
+static void fold(const struct start *s, size_t first, const float *vector, size_t n)
 {
-	int n;
-	for (size_t from = 0; from < s->pictures; from += (size_t)n) {
-		n = batch_at(s, from);
-		encode_at(s, from, n);
-		s->d->ops->get(s->d->dev, s->x + from * s->tokens * s->C, s->d->enc_last,
-		               (size_t)n * s->tokens * s->C * sizeof *s->x);
+	for (size_t i = 0; i < n * s->C; i++) {
+		const float *v = vector + i / s->C * s->F;
+		size_t c = i % s->C;
+		s->x[first * s->C + i] = s->paired ? v[2 * c] - v[2 * c + 1] : v[c];
 	}
-	for (size_t i = 0; i < s->rows * s->C; i++)
+}
+
+static int read_vectors(struct start *s, struct error *e)
+{
+	float *vector = mem_alloc((size_t)s->d->batch * s->tokens, s->F * sizeof *vector, e);
+	int n;
+	for (size_t from = 0; vector && from < s->pictures; from += (size_t)n) {
+		n = batch_at(s, from);
+		size_t rows = (size_t)n * s->tokens;
+		encode_at(s, from, n);
+		s->d->ops->get(s->d->dev, vector, s->d->enc_last, rows * s->F * sizeof *vector);
+		fold(s, from * s->tokens, vector, rows);
+	}
+	for (size_t i = 0; vector && i < s->rows * s->C; i++)
 		s->mean[i % s->C] += s->x[i] / (double)s->rows;
-	for (size_t i = 0; i < s->rows * s->C; i++)
+	for (size_t i = 0; vector && i < s->rows * s->C; i++)
 		s->x[i] -= (float)s->mean[i % s->C];
+	free(vector);
+	return vector ? device_check(s->d->ops, s->d->dev, e) : -1;
 }
 
 /* ---- clusters ---- */
@@ -89,16 +108,17 @@ static const float *spread_row(const struct start *s, size_t i, size_t n)
 	return s->x + i * s->rows / n * s->C;
 }
 
-/* First prototypes: of SEED_ROWS rows spread over the data, drawn one after the other with probability proportional
- * to the squared distance from those there are (k-means++). */
+/* First prototypes: of some rows for each, spread over the data, drawn one after the other with probability
+ * proportional to the squared distance from those there are (k-means++). */
 static void choose(struct start *s, uint64_t seed)
 {
-	size_t n = s->rows < SEED_ROWS ? s->rows : SEED_ROWS;
+	size_t n = s->rows < SEED_ROWS * s->K ? s->rows : SEED_ROWS * s->K;
 	for (size_t i = 0; i < n; i++)
 		s->far[i] = 1;
 	for (size_t k = 0; k < s->K; k++) {
 		float *p = s->prototype + k * s->C;
 		memcpy(p, spread_row(s, pick(s, n, rng_unit(seed, RNG_INIT, 1, k)), n), s->C * sizeof *p);
+#pragma omp parallel for schedule(static)
 		for (size_t i = 0; i < n; i++) {
 			double far = squared_distance(spread_row(s, i, n), p, s->C);
 			s->far[i] = k == 0 || far < s->far[i] ? far : s->far[i];
@@ -115,7 +135,7 @@ static void square_all(struct start *s)
 	}
 }
 
-/* The nearest prototype of every row, by the encoder's own last convolution: x p - |p|^2 / 2 is largest there. */
+/* The nearest prototype of every row, in the memory of the encoder's last convolution: x p - |p|^2 / 2 is largest there. */
 static int assign(struct start *s, struct error *e)
 {
 	struct dvae *d = s->d;
@@ -187,8 +207,9 @@ static double entropy_of(const double *score, size_t n, double scale)
 }
 
 /* The scale at which posteriors have the wanted mean entropy over some rows. */
-static double find_scale(const struct start *s, double entropy, double *scores)
+static double find_scale(const struct start *s, double entropy)
 {
+	double *scores = s->scores;
 	size_t n = s->rows < ENTROPY_ROWS ? s->rows : ENTROPY_ROWS;
 	for (size_t i = 0; i < n; i++) {
 		const float *x = spread_row(s, i, n);
@@ -208,27 +229,49 @@ static double find_scale(const struct start *s, double entropy, double *scores)
 	return exp(low);
 }
 
+/* Weights of projection c, or of its two signs. */
+static void unfold(const struct start *s, float *w, size_t c, float value)
+{
+	if (!s->paired) {
+		w[c] = value;
+	} else {
+		w[2 * c] = value;
+		w[2 * c + 1] = -value;
+	}
+}
+
 static int put_encoder(const struct start *s, double scale, struct error *e)
 {
 	struct dvae *d = s->d;
-	float *w = mem_alloc(s->K, (s->C + 1) * sizeof *w, e);
+	float *w = mem_zero(s->K, (s->F + 1) * sizeof *w, e);
 	if (!w)
 		return -1;
-	float *b = w + s->K * s->C;
+	float *b = w + s->K * s->F;
 	for (size_t k = 0; k < s->K; k++) {
 		const float *p = s->prototype + s->C * k;
 		double bias = -0.5 * s->square[k];
 		for (size_t c = 0; c < s->C; c++) {
-			w[k * s->C + c] = (float)(scale * p[c]);
+			unfold(s, w + k * s->F, c, (float)(scale * p[c]));
 			bias -= s->mean[c] * p[c];
 		}
 		b[k] = (float)(scale * bias);
 	}
-	d->ops->put(d->dev, d->enc_out.w->w, w, s->K * s->C * sizeof *w);
+	d->ops->put(d->dev, d->enc_out.w->w, w, s->K * s->F * sizeof *w);
 	d->ops->put(d->dev, d->enc_out.b->w, b, s->K * sizeof *b);
 	int status = device_check(d->ops, d->dev, e);
 	free(w);
 	return status;
+}
+
+/* (in, C) from what is clustered to the codebook's vectors: the first directions, or random ones. */
+static void fill_projection(const struct start *s, float *project, size_t I, double unit, uint64_t seed)
+{
+	if (!s->paired) {
+		rng_normal(project, I * s->C, (float)unit, seed, RNG_INIT, 2);
+		return;
+	}
+	for (size_t i = 0; i < I * s->C; i++)
+		project[i] = i / s->C == i % s->C ? (float)unit : 0;
 }
 
 /* Codebook vectors of unit variance, so that the decoder's first block sees what it is initialised for. */
@@ -243,7 +286,7 @@ static int put_decoder(const struct start *s, uint64_t seed, struct error *e)
 		squares += s->square[k];
 	double unit = squares > 0 ? sqrt((double)s->K / squares) : 0;
 	if (!status)
-		rng_normal(project, I * s->C, (float)unit, seed, RNG_INIT, 2);
+		fill_projection(s, project, I, unit, seed);
 	for (size_t i = 0; !status && i < I * s->K; i++) {
 		const float *p = s->prototype + s->C * (i % s->K), *q = project + i / s->K * s->C;
 		w[i] = 0;
@@ -413,34 +456,194 @@ static int fit_decoder(const struct start *s, struct error *e)
 	return status;
 }
 
+/* ---- the first convolution, the residual paths ---- */
+
+static void silence(struct dvae_block *blocks, int count, const struct dvae *d)
+{
+	for (int i = 0; i < count; i++)
+		d->ops->zero(d->dev, blocks[i].conv[3].w->w, blocks[i].conv[3].w->n * sizeof(float));
+}
+
+/* Rows 2i and 2i + 1 of the 1x1 convolution become + and - direction i of `direction` (n, in), with biases that
+ * subtract `mean` (NULL: 0); what rows are left keep their start. */
+static int put_signs(struct dvae *d, const struct dvae_conv *c, const double *direction, size_t n, const double *mean,
+                     struct error *e)
+{
+	size_t in = (size_t)c->in;
+	float *w = mem_alloc(2 * n, (in + 1) * sizeof *w, e);
+	if (!w)
+		return -1;
+	float *b = w + 2 * n * in;
+	for (size_t i = 0; i < n; i++) {
+		double at = 0;
+		for (size_t k = 0; k < in; k++) {
+			w[2 * i * in + k] = (float)direction[i * in + k];
+			w[(2 * i + 1) * in + k] = -w[2 * i * in + k];
+			at += mean ? direction[i * in + k] * mean[k] : 0;
+		}
+		b[2 * i] = (float)-at;
+		b[2 * i + 1] = (float)at;
+	}
+	d->ops->put(d->dev, c->w->w, w, 2 * n * in * sizeof *w);
+	d->ops->put(d->dev, c->b->w, b, 2 * n * sizeof *b);
+	int status = device_check(d->ops, d->dev, e);
+	free(w);
+	return status;
+}
+
+/* Rows of q (m, n) orthonormal, one after the other; a row that the others span becomes 0. */
+static void orthonormalise(double *q, size_t m, size_t n)
+{
+	for (size_t i = 0; i < m; i++) {
+		double *row = q + i * n, square = 0;
+		for (size_t j = 0; j < i; j++) {
+			double dot = 0;
+			for (size_t k = 0; k < n; k++)
+				dot += row[k] * q[j * n + k];
+			for (size_t k = 0; k < n; k++)
+				row[k] -= dot * q[j * n + k];
+		}
+		for (size_t k = 0; k < n; k++)
+			square += row[k] * row[k];
+		for (size_t k = 0; k < n; k++)
+			row[k] = square > 1e-24 ? row[k] / sqrt(square) : 0;
+	}
+}
+
+/* The m strongest directions of the symmetric a (n, n), into q (m, n), by powers of it; z (m, n) is scratch. */
+static void principal(const double *a, size_t n, double *q, size_t m, double *z, uint64_t seed)
+{
+	for (size_t i = 0; i < m * n; i++)
+		q[i] = rng_unit(seed, RNG_INIT, 3, i) - 0.5;
+	orthonormalise(q, m, n);
+	for (int step = 0; step < POWER_STEPS; step++) {
+#pragma omp parallel for schedule(static)
+		for (size_t i = 0; i < m; i++) {
+			double *out = z + i * n;
+			memset(out, 0, n * sizeof *out);
+			for (size_t k = 0; k < n; k++)
+				for (size_t j = 0; j < n; j++)
+					out[j] += q[i * n + k] * a[k * n + j];
+		}
+		memcpy(q, z, m * n * sizeof *q);
+		orthonormalise(q, m, n);
+	}
+}
+
+/* Mean (n) and covariance (n, n) of the blocks of pixels that the first convolution sees. */
+static int block_statistics(const struct start *s, size_t n, double *mean, double *covariance, struct error *e)
+{
+	struct dvae *d = s->d;
+	const struct ops *o = d->ops;
+	float *gram = device_alloc(o, d->dev, (n * n + n) * sizeof *gram, "statistics of pixels", e);
+	float *host = mem_alloc(n * n + n, sizeof *host, e);
+	double rows = 0;
+	int count, status = gram && host ? 0 : -1;
+	for (size_t from = 0; !status && from < s->pictures; from += (size_t)count) {
+		count = batch_at(s, from);
+		size_t places = (size_t)count * (size_t)(d->side * d->side);
+		encode_at(s, from, count);
+		o->linear_bwd(d->dev, NULL, gram, gram + n * n, d->patches, d->patches, NULL, places, (int)n, (int)n, OP_F32);
+		rows += (double)places;
+	}
+	if (!status) {
+		o->get(d->dev, host, gram, (n * n + n) * sizeof *host);
+		status = device_check(o, d->dev, e);
+	}
+	for (size_t i = 0; !status && i < n; i++)
+		mean[i] = host[n * n + i] / rows;
+	for (size_t i = 0; !status && i < n * n; i++)
+		covariance[i] = host[i] / rows - mean[i / n] * mean[i % n];
+	if (gram)
+		o->release(d->dev, gram);
+	free(host);
+	return status;
+}
+
+/* The first convolution gets the C strongest directions of its blocks, each with both signs. */
+static int start_paired(const struct start *s, uint64_t seed, struct error *e)
+{
+	size_t n = (size_t)s->d->enc_in.in;
+	double *mean = mem_alloc(n, sizeof *mean, e), *covariance = mem_alloc(n, n * sizeof *covariance, e);
+	double *q = mem_alloc(s->C, 2 * n * sizeof *q, e);
+	int status = mean && covariance && q ? block_statistics(s, n, mean, covariance, e) : -1;
+	if (!status) {
+		principal(covariance, n, q, s->C, q + s->C * n, seed);
+		status = put_signs(s->d, &s->d->enc_in, q, s->C, mean, e);
+	}
+	free(mean);
+	free(covariance);
+	free(q);
+	return status;
+}
+
+/* The decoder's first block, too, passes its input on in both signs where it has the room. */
+static int pass_signs(struct dvae *d, struct error *e)
+{
+	const struct dvae_conv *id = &d->dec[0].id;
+	size_t n = (size_t)id->in;
+	if (!id->out || id->out < 2 * id->in)
+		return 0;
+	double *unit = mem_zero(n, n * sizeof *unit, e);
+	if (!unit)
+		return -1;
+	for (size_t i = 0; i < n; i++)
+		unit[i * n + i] = 1;
+	int status = put_signs(d, id, unit, n, NULL, e);
+	free(unit);
+	return status;
+}
+
+static int start_paths(struct start *s, uint64_t seed, struct error *e)
+{
+	struct dvae *d = s->d;
+	silence(d->enc, d->count, d);
+	silence(d->dec, d->count, d);
+	if ((s->paired && start_paired(s, seed, e)) || pass_signs(d, e))
+		return -1;
+	params_refresh(&d->params);
+	return device_check(d->ops, d->dev, e);
+}
+
+/* ---- all of it ---- */
+
+static int take(struct start *s, struct error *e)
+{
+	s->x = mem_alloc(s->rows, s->C * sizeof *s->x, e);
+	s->mean = mem_zero(s->C, sizeof *s->mean, e);
+	s->far = mem_alloc(s->rows, sizeof *s->far, e);
+	s->prototype = mem_alloc(s->K, s->C * sizeof *s->prototype, e);
+	s->square = mem_alloc(s->K, sizeof *s->square, e);
+	s->nearest = mem_alloc(s->rows, sizeof *s->nearest, e);
+	s->scores = mem_alloc(s->K * ENTROPY_ROWS, sizeof *s->scores, e);
+	return s->x && s->mean && s->far && s->prototype && s->square && s->nearest && s->scores ? 0 : -1;
+}
+
+static void give_back(struct start *s)
+{
+	free(s->x);
+	free(s->mean);
+	free(s->far);
+	free(s->prototype);
+	free(s->square);
+	free(s->nearest);
+	free(s->scores);
+}
+
 int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e)
 {
 	struct start s = {.d = d, .rgb = rgb, .pictures = pictures, .tokens = (size_t)d->grid * (size_t)d->grid,
-	                  .C = (size_t)d->enc_out.in, .K = (size_t)d->config.codes};
+	                  .F = (size_t)d->enc_out.in, .K = (size_t)d->config.codes};
+	size_t n = (size_t)d->enc_in.in;
+	s.paired = d->config.groups == 1 && d->enc_in.kernel == 1;
+	s.C = !s.paired ? s.F : n < s.F / 2 ? n : s.F / 2;
 	s.rows = pictures * s.tokens;
-	s.x = mem_alloc(s.rows, s.C * sizeof *s.x, e);
-	s.mean = mem_zero(s.C, sizeof *s.mean, e);
-	s.far = mem_alloc(s.rows, sizeof *s.far, e);
-	s.prototype = mem_alloc(s.K, s.C * sizeof *s.prototype, e);
-	s.square = mem_alloc(s.K, sizeof *s.square, e);
-	s.nearest = mem_alloc(s.rows, sizeof *s.nearest, e);
-	double *scores = mem_alloc(s.K * ENTROPY_ROWS, sizeof *scores, e);
-	int status = s.x && s.mean && s.far && s.prototype && s.square && s.nearest && scores ? 0 : -1;
-	if (!status) {
-		read_vectors(&s);
-		status = cluster(&s, seed, e) || put_encoder(&s, find_scale(&s, entropy, scores), e) ||
-		         put_decoder(&s, seed, e);
-	}
+	int status = take(&s, e) || start_paths(&s, seed, e) || read_vectors(&s, e) || cluster(&s, seed, e) ||
+	             put_encoder(&s, find_scale(&s, entropy), e) || put_decoder(&s, seed, e);
 	if (!status) {
 		params_refresh(&d->params);
 		status = fit_decoder(&s, e);
 	}
-	free(s.x);
-	free(s.mean);
-	free(s.far);
-	free(s.prototype);
-	free(s.square);
-	free(s.nearest);
-	free(scores);
+	give_back(&s);
 	return status ? -1 : 0;
 }

@@ -93,6 +93,16 @@ int image_resize(struct pixels *out, const struct pixels *in, struct rect from, 
 int image_scale(struct pixels *out, const struct pixels *in, uint32_t width, uint32_t height,
 		enum resize_filter filter, struct error *e);
 
+/* ---- as Pillow computes, to the byte (image-pillow.c) ---- */
+
+/* `in` resampled to width x height with Pillow's antialiased BICUBIC, of which `window` (not empty) is computed into
+ * `out` (not `in`). */
+int image_bicubic(struct pixels *out, const struct pixels *in, uint32_t width, uint32_t height, struct rect window,
+		  struct error *e);
+/* Pillow's GaussianBlur(radius), in place: the radius (0 to IMAGE_MAX_BLUR) is the deviation in pixels. */
+enum { IMAGE_MAX_BLUR = 1000 };
+int image_blur(struct pixels *p, double radius, struct error *e);
+
 /* ---- crops to a square ---- */
 
 enum crop_mode {

@@ -80,6 +80,13 @@ int sheet_add(struct sheet *s, const struct record *r, struct error *e)
 	return copy_pixels(&c->pixels, &r->pixels, e);
 }
 
+void sheet_clear(struct sheet *s)
+{
+	struct sheet_options o = s->options;
+	sheet_free(s);
+	s->options = o;
+}
+
 void sheet_free(struct sheet *s)
 {
 	for (size_t i = 0; i < s->n; i++) {

@@ -32,6 +32,7 @@ struct sheet {
 int sheet_add(struct sheet *s, const struct record *r, struct error *e);
 /* Draw all into *out.  STATUS_LIMIT when the sheet would be larger than a picture may be. */
 int sheet_render(struct sheet *s, struct pixels *out, struct error *e);
+void sheet_clear(struct sheet *s); /* empty again, options stay */
 void sheet_free(struct sheet *s);
 
 #endif

@@ -1,9 +1,12 @@
-"""Writes unicode-tables.h: letters, numbers and lower case of Unicode as ranges.
+"""Writes unicode-tables.h: letters, numbers and lower case of Unicode as ranges; with an argument
+unicode-nfc.h: canonical decompositions, compositions and combining classes.
 
     python3 libcommon/unicode.py > libcommon/unicode-tables.h
+    python3 libcommon/unicode.py nfc > libcommon/unicode-nfc.h
 
 Categories as in the expressions \\p{L} and \\p{N}.  Lower case is the simple mapping, one code
 point to one; rows are {first, last, step, difference}."""
+import sys
 import unicodedata
 
 
@@ -38,11 +41,39 @@ def lower_rows():
     return rows
 
 
+def print_rows(kind, name, rows, per_line=5):
+    print(f"static const struct {kind} {name}[] = {{")
+    for i in range(0, len(rows), per_line):
+        print("\t" + " ".join("{" + ", ".join(r) + "}," for r in rows[i:i + per_line]))
+    print("};")
+
+
+def tables():
+    print_ranges("letter_ranges", ranges(lambda c: unicodedata.category(chr(c))[0] == "L"))
+    print_ranges("number_ranges", ranges(lambda c: unicodedata.category(chr(c))[0] == "N"))
+    print_rows("lower_row", "lower_rows", [(f"0x{a:X}", f"0x{b:X}", str(s), str(d)) for a, b, s, d in lower_rows()], 4)
+
+
+def canonical(c):
+    """What c decomposes into, one step; Hangul is arithmetic."""
+    d = unicodedata.decomposition(chr(c))
+    return [int(x, 16) for x in d.split()] if d and d[0] != "<" else None
+
+
+def nfc():
+    split = [(c, (canonical(c) + [0])[:2]) for c in range(0x110000) if canonical(c)]
+    print_rows("split_row", "splits", [(f"0x{c:X}", f"0x{a:X}", f"0x{b:X}") for c, (a, b) in split])
+    joined = sorted((a, b, c) for c, (a, b) in split if b and unicodedata.normalize("NFC", chr(c)) == chr(c))
+    print_rows("join_row", "joins", [(f"0x{a:X}", f"0x{b:X}", f"0x{c:X}") for a, b, c in joined])
+    rows = []
+    for c in range(0x110000):
+        k = unicodedata.combining(chr(c))
+        if k and rows and rows[-1][1] == c - 1 and rows[-1][2] == k:
+            rows[-1][1] = c
+        elif k:
+            rows.append([c, c, k])
+    print_rows("class_row", "classes", [(f"0x{a:X}", f"0x{b:X}", str(k)) for a, b, k in rows])
+
+
 print(f"/* Made by unicode.py from Unicode {unicodedata.unidata_version}; see there. */")
-print_ranges("letter_ranges", ranges(lambda c: unicodedata.category(chr(c))[0] == "L"))
-print_ranges("number_ranges", ranges(lambda c: unicodedata.category(chr(c))[0] == "N"))
-rows = lower_rows()
-print("static const struct lower_row lower_rows[] = {")
-for i in range(0, len(rows), 4):
-    print("\t" + " ".join(f"{{0x{a:X}, 0x{b:X}, {s}, {d}}}," for a, b, s, d in rows[i:i + 4]))
-print("};")
+nfc() if sys.argv[1:] else tables()

@@ -3,7 +3,7 @@
  * a machine shared with others still shows what it can do; compare percentages, not runs.  With -j 1 the
  * clock is the thread's own CPU time, so that other programs disturb less.
  *
- *     bench [-j THREADS] [-t cpu|reference|all] [-m MILLISECONDS] [linear|conv|memory]...
+ *     bench [-j THREADS] [-t cpu|reference|all] [-m MILLISECONDS] [linear|conv|attention|memory]...
  * The table `reference` has no oneDNN; `all` uses oneDNN for f32 linear too. */
 #include <stdbool.h>
 #include <stdlib.h>
@@ -185,6 +185,57 @@ static void bench_conv(const struct bench *b)
 	}
 }
 
+static double allowed_pairs(const struct attn_mask *m)
+{
+	double n = 0;
+	for (int q = 0; q < attn_length(m); q++)
+		for (int k = 0; k < attn_length(m); k++)
+			n += attn_allowed(m, q, k);
+	return n;
+}
+
+/* Seconds of one layer forward and backward in type t, for B sequences of H heads of D. */
+static void attention_seconds(const struct bench *b, int t, const struct attn_mask *m, const int n[3], double sec[2])
+{
+	void *const *p = t ? b->h : (void *const *)b->f;
+	size_t states = (size_t)n[0] * (size_t)attn_length(m), width = (size_t)n[1] * (size_t)n[2];
+	float *lse = b->f[3] + states * width; /* after y, which is read; f[3] is no other operand */
+	void *y = p[3];
+	BEST(sec[0], b->o->attn_fwd(b->d[t], y, lse, p[1], n[0], n[1], n[2], m));
+	BEST(sec[1], b->o->attn_bwd(b->d[t], p[0], p[2], p[1], y, lse, n[0], n[1], n[2], m));
+}
+
+/* One layer's attention alone at the paper's sequence: time as a share of the dense causal layer's, beside the share
+ * of query-key pairs that its mask allows, below which no kernel of the same efficiency can get. */
+static void bench_attention(const struct bench *b)
+{
+	static const int n[3] = { 1, 8, 64 };
+	const struct {
+		const char *what;
+		struct attn_mask m;
+	} rows[] = {
+		{ "dense", { .kind = ATTN_CAUSAL, .n_text = 1280 } },
+		{ "row", { .kind = ATTN_ROW, .n_text = 256, .grid_w = 32, .grid_h = 32 } },
+		{ "column", { .kind = ATTN_COLUMN, .n_text = 256, .grid_w = 32, .grid_h = 32 } },
+		{ "conv 11 x 11", { .kind = ATTN_CONV, .n_text = 256, .grid_w = 32, .grid_h = 32, .conv_k = 11 } },
+	};
+	double dense[2][2], all = allowed_pairs(&rows[0].m);
+	printf("\n%-28s %-15s %26s   %26s\n", "attention, 8 heads of 64,", "", "f32 GFLOP/s, time to dense", "bf16 GFLOP/s, time to dense");
+	printf("%-28s %15s %12s %13s   %12s %13s\n", "256 text + 1024 image states", "pairs to dense", "fwd", "bwd", "fwd", "bwd");
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+		double pairs = allowed_pairs(&rows[i].m), work = 2e-9 * pairs * n[0] * n[1] * n[2], sec[2];
+		printf("%-28s %15.3f", rows[i].what, pairs / all);
+		for (int t = 0; t < 2; t++) {
+			attention_seconds(b, t, &rows[i].m, n, sec);
+			if (i == 0)
+				memcpy(dense[t], sec, sizeof sec);
+			printf("   %4.0f  %.3f  %4.0f  %.3f", 2 * work / sec[0], sec[0] / dense[t][0], 5 * work / sec[1], sec[1] / dense[t][1]);
+		}
+		printf("\n");
+		fflush(stdout);
+	}
+}
+
 /* Bytes like picture tokens: 13 random bits in every 16. */
 static void bench_zstd(const struct bench *b)
 {
@@ -280,6 +331,8 @@ int main(int argc, char **argv)
 		bench_linear(&b);
 	if (wanted(argv + optind, "conv"))
 		bench_conv(&b);
+	if (wanted(argv + optind, "attention"))
+		bench_attention(&b);
 	if (wanted(argv + optind, "memory"))
 		bench_memory(&b);
 	return finish(b.o->sync(b.d[0], text, sizeof text) || b.o->sync(b.d[1], text, sizeof text) ? STATUS_FAIL : STATUS_OK);

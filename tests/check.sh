@@ -16,6 +16,8 @@ JOBS=${JOBS:-2}
 ONLY=${ONLY:-*}
 C_TIMEOUT=${C_TIMEOUT:-300}
 SH_TIMEOUT=${SH_TIMEOUT:-300}
+# Threads that wait sleep: spinning ones would take the cores from each other where tests share them with other work.
+export OMP_WAIT_POLICY=passive
 passed=0 failed=0
 
 packages='gcc make libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev

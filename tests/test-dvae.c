@@ -455,6 +455,30 @@ static void test_bounds(void)
 	dvae_free(d);
 }
 
+/* Pictures of N x N different one-colour blocks out of K - 1: a code that starts as clusters of the blocks shows them all
+ * at once, before any training. */
+static void test_start_from_blocks(void)
+{
+	enum { N = 6, S = 32, STEM = 8, K = 16, KINDS = K - 1 };
+	struct dvae_config c = {.size = S, .stem = STEM, .hidden = 64, .initial = 32, .groups = 1, .blocks = 2, .codes = K, .kernel = 1,
+	                        .post_gain = 1};
+	struct dvae *d = make(&c, BOTH | DVAE_TRAINING, f32, N);
+	struct dvae_pass hard = {.floor = -INFINITY};
+	uint8_t rgb[N * S * S * 3], out[sizeof rgb];
+	double squares = 0;
+	for (size_t i = 0; i < sizeof rgb; i++) {
+		size_t x = i / 3 % S, y = i / 3 / S, block = y / STEM * (S / STEM) + x / STEM, kind = block * 7 % KINDS;
+		/* Half of each block has one colour, half another. */
+		rgb[i] = (uint8_t)(20 + (kind * 53 + i % 3 * 89 + (x % STEM < 4) * 77) % 200);
+	}
+	CHECK(dvae_calibrate(d, rgb, N, 0.01, 1, &e) == 0, "%s", e.text);
+	CHECK(dvae_measure(d, rgb, N, &hard, NULL, NULL, out, &e) == 0, "%s", e.text);
+	for (size_t i = 0; i < sizeof rgb; i++)
+		squares += ((double)rgb[i] - out[i]) * ((double)rgb[i] - out[i]) / sizeof rgb;
+	CHECK(squares < 4, "mean squared error %g of 255^2 from blocks that all have a code", squares);
+	dvae_free(d);
+}
+
 static void test_code_use(void)
 {
 	struct code_use u = {0};
@@ -549,6 +573,7 @@ int main(void)
 	test_missing();
 	test_calibration();
 	test_bounds();
+	test_start_from_blocks();
 	test_code_use();
 	test_configuration();
 	test_foreign();

@@ -1,5 +1,6 @@
-/* img-unpack.c - records with pixels -> PNG files, a sheet, a webdataset archive, PAM or PPM,
- * or a drawing in the terminal. */
+/* img-unpack.c - records with pixels -> PNG files, a sheet, animations of either, a webdataset
+ * archive, PAM or PPM, or a drawing in the terminal. */
+#include "../libcommon/animation.h"
 #include "../libcommon/filter.h"
 #include "../libcommon/names.h"
 #include "../libcommon/opt.h"
@@ -17,8 +18,8 @@
 enum { BATCH = 64, MAX_TEXTS = 12, SHORT_TEXT = 64 };
 
 static const char *folder, *grid, *output, *background = "white";
-static bool as_tar, as_pam, as_ppm, show, labels, group;
-static int64_t scale = 1, gap = 4;
+static bool as_tar, as_pam, as_ppm, show, labels, group, animate;
+static int64_t scale = 1, gap = 4, delay = 200, hold = 2000;
 static int protocol = TERMINAL_AUTO;
 
 struct unpack {
@@ -26,7 +27,9 @@ struct unpack {
 	struct outfile out;
 	struct names names;
 	struct sheet sheet;
+	struct films films;             /* of --animate */
 	struct buf commands;            /* of the programs that made the stream */
+	struct buf cells;               /* what is on a sheet: a line of JSON for each picture */
 	struct buf made[BATCH], name;   /* encoded pictures of a batch */
 	struct error bad[BATCH];
 };
@@ -54,9 +57,16 @@ __attribute__((format(printf, 3, 4))) static void add_number(struct texts *t, co
 	add_text(t, keyword, t->numbers[t->n]);
 }
 
+static void add_stream_texts(struct texts *t, const struct unpack *u)
+{
+	add_text(t, "Image-Codec", u->in.header.image.id);
+	add_text(t, "Text-Codec", u->in.header.text.id);
+	add_text(t, "Software", "dalle-tools " DALLE_VERSION);
+	add_text(t, "Command", (const char *)u->commands.p);
+}
+
 static void collect(struct texts *t, const struct unpack *u, const struct record *r)
 {
-	const struct header *h = &u->in.header;
 	add_text(t, "Description", (const char *)r->caption.p);
 	add_text(t, "Key", (const char *)r->key.p);
 	if (r->has & HAS_SEED)
@@ -70,10 +80,7 @@ static void collect(struct texts *t, const struct unpack *u, const struct record
 	if (r->has & HAS_NLL_IMAGE)
 		add_number(t, "NLL-Image", "%.6g", (double)r->nll_image);
 	add_text(t, "Model", r->model.n ? (const char *)r->model.p : NULL);
-	add_text(t, "Image-Codec", h->image.id);
-	add_text(t, "Text-Codec", h->text.id);
-	add_text(t, "Software", "dalle-tools " DALLE_VERSION);
-	add_text(t, "Command", (const char *)u->commands.p);
+	add_stream_texts(t, u);
 }
 
 /* A record's buffers are not cleared byte by byte: an absent text may hold an older one. */
@@ -112,7 +119,8 @@ static int encode_batch(struct unpack *u, int n, struct error *e)
 
 /* ---- where pictures go: one function per form ---- */
 
-static int put_file(struct unpack *u, const struct record *r, const struct buf *png, struct error *e)
+/* One file of the folder, under u->name. */
+static int put_file(struct unpack *u, const struct buf *png, struct error *e)
 {
 	struct buf path = {0};
 	struct outfile out;
@@ -183,9 +191,22 @@ static int put_pnm(struct unpack *u, const struct record *r, struct error *e)
 		   : 0;
 }
 
+/* A picture for the sheet, and what is to be known of it. */
+static int put_cell(struct unpack *u, const struct record *r, struct error *e)
+{
+	if (sheet_add(&u->sheet, r, e))
+		return -1;
+	if (u->sheet.left_out)
+		return 0;
+	char *json = describe(r);
+	int status = json ? buf_printf(&u->cells, e, "%s%s", u->cells.n ? "\n" : "", json) : fail(e, STATUS_LIMIT, "out of memory");
+	free(json);
+	return status;
+}
+
 static int put_batch(struct unpack *u, int n, struct error *e)
 {
-	bool png = folder || as_tar;
+	bool png = (folder || as_tar) && !animate;
 	uint64_t number = u->in.records - (uint64_t)n;
 	for (int i = 0; i < n; i++)
 		if (need_pixels(&u->in.batch[i], reader_name(u->in.in), e))
@@ -196,13 +217,87 @@ static int put_batch(struct unpack *u, int n, struct error *e)
 		struct record *r = &u->in.batch[i];
 		if (png && names_make(&u->names, &u->name, r, number + (uint64_t)i, e))
 			return -1;
-		if (folder   ? put_file(u, r, &u->made[i], e)
+		if (animate  ? films_add(&u->films, r, e)
+		    : folder ? put_file(u, &u->made[i], e)
 		    : as_tar ? put_tar(u, r, &u->made[i], e)
 		    : as_pam || as_ppm ? put_pnm(u, r, e)
-				       : sheet_add(&u->sheet, r, e))
+				       : put_cell(u, r, e))
 			return -1;
 	}
 	return 0;
+}
+
+/* ---- animations: all frames are held, as a sample's come between those of others ---- */
+
+/* n > 0 encoded frames as one APNG to u->name in the folder, or to the output; frees them. */
+static int put_animation(struct unpack *u, struct buf *frames, size_t n, struct error *e)
+{
+	struct buf file = {0};
+	int r = apng_write(&file, frames, n, (uint32_t)delay, (uint32_t)hold, e);
+	if (r == 0)
+		r = folder ? put_file(u, &file, e) : write_full(u->out.fd, file.p, file.n, u->out.path, e);
+	buf_free(&file);
+	for (size_t i = 0; i < n; i++)
+		buf_free(&frames[i]);
+	return r;
+}
+
+static int put_film(struct unpack *u, const struct film *film, uint64_t number, struct error *e)
+{
+	struct buf *frames = mem_zero(film->n, sizeof *frames, e);
+	if (!frames)
+		return -1;
+	for (size_t i = 0; i < film->n && !e->status; i++)
+		encode(u, &film->frames[i], &frames[i], e);
+	int r = e->status || names_make(&u->names, &u->name, &film->frames[0], number, e) ? -1 : 0;
+	r = r == 0 ? put_animation(u, frames, film->n, e) : r;
+	free(frames);
+	return r;
+}
+
+static int encode_sheet(struct unpack *u, struct buf *png, const struct pixels *whole, struct error *e)
+{
+	struct texts t = {.n = 0};
+	add_text(&t, "Records", (const char *)u->cells.p);
+	add_stream_texts(&t, u);
+	return image_write_png(png, whole, t.v, t.n, e);
+}
+
+/* The sheet of every sample's frame i, or its last one when it has fewer. */
+static int film_sheet(struct unpack *u, size_t i, struct buf *png, struct error *e)
+{
+	struct pixels whole = {0};
+	int r = 0;
+	sheet_clear(&u->sheet);
+	u->cells.n = 0;
+	for (size_t k = 0; k < u->films.n && r == 0; k++) {
+		const struct film *film = &u->films.at[k];
+		r = put_cell(u, &film->frames[i < film->n ? i : film->n - 1], e);
+	}
+	if (r == 0 && (r = sheet_render(&u->sheet, &whole, e)) == 0)
+		r = encode_sheet(u, png, &whole, e);
+	image_free(&whole);
+	return r;
+}
+
+static int end_animation(struct unpack *u, struct error *e)
+{
+	size_t most = 1;
+	int r = 0;
+	for (size_t k = 0; k < u->films.n; k++) {
+		most = u->films.at[k].n > most ? u->films.at[k].n : most;
+		if (folder && put_film(u, &u->films.at[k], k, e))
+			return -1;
+	}
+	if (folder)
+		return 0;
+	struct buf *frames = mem_zero(most, sizeof *frames, e);
+	r = frames ? 0 : -1;
+	for (size_t i = 0; i < most && r == 0; i++)
+		r = film_sheet(u, i, &frames[i], e);
+	r = r == 0 ? put_animation(u, frames, most, e) : r;
+	free(frames);
+	return r;
 }
 
 /* ---- the end of each form ---- */
@@ -211,19 +306,16 @@ static int end_sheet(struct unpack *u, struct error *e)
 {
 	struct pixels whole = {0};
 	struct buf bytes = {0};
-	struct image_text text[] = {{"Software", "dalle-tools " DALLE_VERSION}, {"Command", (const char *)u->commands.p}};
 	struct terminal t;
 	int r = sheet_render(&u->sheet, &whole, e);
 	if (r == 0 && show) {
 		terminal_open(&t, STDOUT_FILENO, (enum terminal_kind)protocol);
 		r = terminal_draw(&bytes, &t, &whole, e);
 	} else if (r == 0) {
-		r = image_write_png(&bytes, &whole, text, 2, e);
+		r = encode_sheet(u, &bytes, &whole, e);
 	}
 	if (r == 0)
 		r = write_full(u->out.fd, bytes.p, bytes.n, u->out.path, e);
-	if (r == 0 && u->sheet.left_out)
-		note(0, "%llu more pictures did not fit on the sheet", (unsigned long long)u->sheet.left_out);
 	image_free(&whole);
 	buf_free(&bytes);
 	return r;
@@ -233,8 +325,12 @@ static int end(struct unpack *u, struct error *e)
 {
 	struct buf tail = {0};
 	int r = 0;
-	if (grid || show)
+	if (animate)
+		r = end_animation(u, e);
+	else if (grid || show)
 		r = end_sheet(u, e);
+	if (r == 0 && u->sheet.left_out)
+		note(0, "%llu more pictures did not fit on the sheet", (unsigned long long)u->sheet.left_out);
 	if (as_tar)
 		r = tar_end(&tail, e) || write_full(u->out.fd, tail.p, tail.n, u->out.path, e) ? -1 : 0;
 	buf_free(&tail);
@@ -294,6 +390,8 @@ static int unpack(int argc, char **argv, int first, struct error *e)
 		buf_free(&u.made[i]);
 	buf_free(&u.name);
 	buf_free(&u.commands);
+	buf_free(&u.cells);
+	films_free(&u.films);
 	names_free(&u.names);
 	sheet_free(&u.sheet);
 	return filter_close(&u.in, e);
@@ -307,6 +405,9 @@ static const struct opt options[] = {
 	OPT_FLAG(0, "ppm", &as_ppm, "write concatenated PPM pictures"),
 	OPT_FLAG(0, "show", &show, "draw in the terminal"),
 	OPT_CHOICE(0, "protocol", &protocol, TERMINAL_NAMES, "how --show draws"),
+	OPT_FLAG(0, "animate", &animate, "with -D or -g: pictures of one key and sample number are frames of an APNG"),
+	OPT_INT(0, "delay", &delay, 0, 65535, "MS", "milliseconds that a frame of --animate stays"),
+	OPT_INT(0, "hold", &hold, 0, 65535, "MS", "the same of the last frame"),
 	OPT_FLAG('l', "labels", &labels, "caption and score on sheets"),
 	OPT_FLAG(0, "group", &group, "sheets start a row whenever the caption changes"),
 	OPT_INT(0, "scale", &scale, 1, 64, "N", "enlarge pictures of sheets N times"),
@@ -326,6 +427,8 @@ int main(int argc, char **argv)
 	int forms = (folder != NULL) + (grid || show) + as_tar + as_pam + as_ppm;
 	if (forms != 1)
 		return finish(opt_misuse("expected exactly one of -D, -g (or --show), --tar, --pam, --ppm"));
+	if (animate && (show || !(folder || grid)))
+		return finish(opt_misuse("--animate goes with -D or -g"));
 	if (folder && output)
 		return finish(opt_misuse("-D and -o exclude each other"));
 	if (show && (output || !isatty(STDOUT_FILENO)))

@@ -41,6 +41,35 @@ tok-dump --fields score ranked.pix | tr -dc '0-9.\n-' | sort -rnc || bad "not be
 [ "$(clip-rank -m clip.safetensors --no-sort asked.pix | tok-dump --fields key)" = "$(tok-dump --fields key asked.pix)" ] || bad "--no-sort changed the order"
 [ "$(clip-rank -m clip.safetensors --min-score 1 asked.pix | tok-dump | wc -l)" -eq 0 ] || bad "--min-score"
 
+# By likelihood, and by both: the scores are those that awk computes from the cosines and nll.
+tok-dump --pixels asked.pix | awk '{ sub(/}$/, ""); print $0 ",\"nll_image\":" 2 + (NR * 5 % 8) / 10 "}" }' | tok-load | bpe-encode -m words.bpe -o told.pix || bad "nll"
+field() { sed "s/.*\"$1\":\([-0-9.e]*\).*/\1/"; }
+clip-rank --weights nll=1 -k 3 told.pix | tok-dump >by-nll || bad "--weights nll=1"
+[ "$(field nll_image <by-nll | awk '{ printf "%.1f ", $1 }')" = "2.0 2.1 2.2 " ] || bad "by likelihood: $(field nll_image <by-nll)"
+[ "$(field score <by-nll | head -n 1)" = -2.0 ] || bad "by likelihood: the score is not minus nll"
+clip-rank -w nll=1 --no-sort --min-score -2.25 told.pix | tok-dump | field nll_image | sort -n | tail -n 1 | grep -q '^2.2' || bad "likelihood as a filter"
+clip-rank -m clip.safetensors --no-sort told.pix | tok-dump >by-clip
+{ field score <by-clip; field nll_image <by-clip; } | awk '
+	NR <= 8 { x[NR] = $1; mx += $1 / 8; next } { y[NR - 8] = -$1; my -= $1 / 8 }
+	END { for (i = 1; i <= 8; i++) { vx += (x[i] - mx) ^ 2 / 8; vy += (y[i] - my) ^ 2 / 8 }
+		for (i = 1; i <= 8; i++) print 2 * (x[i] - mx) / sqrt(vx) + 0.5 * (y[i] - my) / sqrt(vy) }' | sort -rg >want
+clip-rank -m clip.safetensors --weights clip=2,nll=0.5 told.pix | tok-dump | field score >mixed || bad "a mix"
+paste want mixed | awk '{ d = $1 - $2; if (d > 1e-3 || d < -1e-3) exit 1 } END { exit NR != 8 }' || bad "mixed scores: $(paste want mixed)"
+sort -rgc mixed || bad "a mix is not best first"
+for wrong in "" "clip" "clip=x" "clip=-1" "clip=0,nll=0" "beauty=1" "clip=1,,nll=1"; do
+	clip-rank -m clip.safetensors -w "$wrong" told.pix >out 2>err
+	[ $? = 2 ] && grep -q -- '--weights' err || bad "--weights '$wrong' is misuse: $(cat err)"
+done
+for wrong in "told.pix" "-m clip.safetensors --no-sort -w clip=1,nll=1 told.pix" "-m clip.safetensors --among told.pix told.pix"; do
+	clip-rank $wrong >out 2>err
+	[ $? = 2 ] || bad "clip-rank $wrong: expected status 2"
+done
+
+# Retrieval: of eight pictures under one caption each caption is as near to all: ties count half, the median rank is 4.5.
+tok-dump --pixels asked.pix | sed 's/"pixels":{"width":16,"height":16,"rgb":"[^"]*"}/PIXELS/' | sed "s|PIXELS|$(tok-dump --pixels asked.pix | head -n 1 | grep -o '"pixels":{[^}]*}')|" | tok-load | bpe-encode -m words.bpe -o alike.pix
+clip-rank -m clip.safetensors -p f32 --retrieval alike.pix | awk -F'\t' 'NR > 1 && !($2 == 8 && $3 == 8 && $4 == 0 && $5 == 100 && $6 == 100 && $7 == 4.5) { exit 1 }' ||
+	bad "retrieval among equals: $(clip-rank -m clip.safetensors --retrieval alike.pix)"
+
 # One by one and together: the same scores.
 clip-rank -m clip.safetensors -p f32 -b 1 -j 1 asked.pix | tok-dump > one
 clip-rank -m clip.safetensors -p f32 -b 8 asked.pix | tok-dump > eight
@@ -95,6 +124,7 @@ refused 3 'vocabulary' clip-rank -m clip.safetensors other.pix
 refused 3 '24x24' clip-rank -m clip.safetensors large.pix
 refused 3 'text' clip-rank -m clip.safetensors untold.pix
 refused 3 'pictures' clip-rank -m clip.safetensors blind.tok
+refused 3 'nll' clip-rank -w nll=1 all.pix
 refused 3 '' clip-rank -m clip.safetensors cut.pix
 refused 3 '' clip-rank -m words.bpe all.pix
 refused 3 'text' clip-train -x tiny -n 1 untold.pix

@@ -102,13 +102,34 @@ img-unpack -g 2 --gap 0 --scale 3 list.pix >sheet.png && [ "$(png_size sheet.png
 img-unpack -g 4 --gap 0 --group list.pix >sheet.png && [ "$(png_size sheet.png)" = 9x21 ] || bad "grouped sheet: $(png_size sheet.png)"
 img-unpack -g 1x1 list.pix 2>err >sheet.png && grep -q '2 more pictures' err || bad "pictures beyond the grid are counted"
 img-unpack -g 3 --labels list.pix >labels.png && img-pack -s 0 labels.png >/dev/null || bad "labels"
-for wrong in "" "-g 0y" "-g -3" "-g 4x2x1" "-D d --tar" "-D d -o f" "--show"; do
+for wrong in "" "-g 0y" "-g -3" "-g 4x2x1" "-D d --tar" "-D d -o f" "--show" "--animate" "--tar --animate" "-g 2 --animate --delay 65536"; do
 	img-unpack $wrong list.pix >/dev/null 2>&1
 	[ $? = 2 ] || bad "img-unpack $wrong: expected status 2"
 done
 head -c 60 list.pix >short.pix
 img-unpack --ppm -o short.ppm short.pix 2>/dev/null && bad "a cut stream was taken"
 [ -e short.ppm ] && bad "a cut stream left an output"
+
+tr '\0' ' ' <sheet.png | grep -aq 'Records {"key":"a","caption":"first picture"}' || bad "a sheet tells its records"
+
+# Frames by key and sample number, as files, as animations of each sample and as one of a sheet.
+tok-dump --pixels list.pix | awk 'NR < 3 { for (k = 0; k < 2; k++) line[2 * k + NR] = $0 }
+	END { for (i = 1; i <= 4; i++) { sub(/"key":"[^"]*"/, "\"key\":\"film\"", line[i]); sub(/}$/, ",\"seed\":3,\"sample\":" i % 2 "}", line[i]); print line[i] } }' |
+	tok-load -o frames.pix
+img-unpack -D frames frames.pix && [ "$(ls frames | tr '\n' ' ')" = "film-000-2.png film-000.png film-001-2.png film-001.png " ] || bad "numbered frames: $(ls frames)"
+img-unpack -D films --animate --delay 70 frames.pix && [ "$(ls films | tr '\n' ' ')" = "film-000.png film-001.png " ] || bad "films: $(ls films)"
+for f in films/film-000.png films/film-001.png; do
+	[ "$(grep -aoE 'acTL|fcTL|fdAT|IEND' $f | tr '\n' ' ')" = "acTL fcTL fdAT fcTL fdAT IEND " ] || bad "$f: $(grep -aoE 'acTL|fcTL|fdAT|IEND' $f | tr '\n' ' ')"
+done
+tr '\0' ' ' <films/film-001.png | grep -aq 'Sample 1' || bad "an animation tells its sample"
+img-pack -s 0 films/film-001.png films/film-000.png | img-unpack --ppm >stills.ppm
+cat a.ppm b.ppm | cmp - stills.ppm || bad "the still of an animation is its last frame"
+img-unpack -g 2 --gap 1 --animate frames.pix -o film.png && [ "$(png_size film.png)" = 21x9 ] || bad "animated sheet: $(png_size film.png)"
+[ "$(grep -aoE 'fcTL' film.png | wc -l)" = 2 ] || bad "an animated sheet has a frame for each step"
+img-pack -s 4 --caption x a.ppm -o small.pix
+{ tok-dump --pixels list.pix | head -n 1; tok-dump --pixels small.pix; } | sed 's/"key":"[^"]*"/"key":"k"/' | tok-load -o mixed.pix
+img-unpack -D mixed --animate mixed.pix 2>err
+[ $? = 3 ] && grep -q '9x7 and 4x4 in one animation' err || bad "frames of two sizes: $(cat err)"
 
 # In a terminal: half blocks carry the colours; 9 x 7 pixels are four lines.
 if command -v script >/dev/null; then
