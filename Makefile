@@ -38,7 +38,7 @@ endif
 , := ,
 
 DEFS := -D_GNU_SOURCE -DHAVE_JPEG=$(JPEG) -DHAVE_ONEDNN=$(ONEDNN)
-LIBS := -lzstd -lpng -ljansson -lxxhash -ldl -lm
+LIBS := -lzstd -lpng -lz -ljansson -lxxhash -ldl -lm
 LIBS += $(if $(filter 1,$(JPEG)),-ljpeg)
 LIBS += $(if $(filter 1,$(ONEDNN)),-ldnnl)
 ifeq ($(OPENMP),1)
