@@ -178,7 +178,7 @@ static int add_tensor(struct reading *r, const struct weights_tensor *t)
 		out->tensors = grown;
 		out->cap = cap;
 	}
-	char *name = mem_string(r->name, r->e);
+	char *name = mem_string(*r->name ? r->name : "tensor", r->e);
 	if (!name)
 		return -1;
 	out->tensors[out->count] = *t;

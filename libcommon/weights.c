@@ -33,7 +33,7 @@ static const struct {
 	{"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4},
 };
 
-static unsigned type_bits(const char *name)
+unsigned weights_type_bits(const char *name)
 {
 	for (size_t i = 0; i < ARRAY_LEN(types); i++)
 		if (strcmp(types[i].name, name) == 0)
@@ -131,7 +131,7 @@ static int natural(const struct weights *w, const char *name, const json_t *j, u
 static int read_shape(const struct weights *w, struct weights_tensor *t, const json_t *shape, uint64_t *bits,
                       struct error *e)
 {
-	*bits = type_bits(t->type);
+	*bits = weights_type_bits(t->type);
 	if (!json_is_array(shape) || json_array_size(shape) > ARRAY_LEN(t->shape))
 		return bad(w, e, "tensor %.80s: no shape of at most %zu sides", t->name, ARRAY_LEN(t->shape));
 	t->rank = (int)json_array_size(shape);
@@ -157,7 +157,7 @@ static int read_tensor(const struct weights *w, struct weights_tensor *t, const 
 	*t = (struct weights_tensor){.name = name};
 	if (!json_is_object(j) || json_object_size(j) != 3 || !type || !json_is_array(ends) || json_array_size(ends) != 2)
 		return bad(w, e, "tensor %.80s: expected dtype, shape and data_offsets", name);
-	if (!type_bits(type))
+	if (!weights_type_bits(type))
 		return bad(w, e, "tensor %.80s: type '%.20s' is unknown", name, type);
 	snprintf(t->type, sizeof t->type, "%s", type);
 	if (read_shape(w, t, json_object_get(j, "shape"), &bits, e) ||
@@ -440,7 +440,7 @@ static int pass_over(const struct weights_tensor *t, struct pass *p, uint64_t at
                      struct error *e)
 {
 	if (p->values)
-		convert(p->values + at / (type_bits(t->type) / 8), chunk, t->type, n / (type_bits(t->type) / 8));
+		convert(p->values + at / (weights_type_bits(t->type) / 8), chunk, t->type, n / (weights_type_bits(t->type) / 8));
 	if (p->raw)
 		memcpy(p->raw + at, chunk, n);
 	return XXH3_64bits_update(p->state, chunk, n) == XXH_OK ? 0 : fail(e, STATUS_FAIL, "cannot hash");
@@ -464,7 +464,7 @@ static void gather(uint8_t *out, const uint8_t *span, const struct weights_tenso
 
 static int pass_strided(const struct weights *w, const struct weights_tensor *t, struct pass *p, struct error *e)
 {
-	size_t size = type_bits(t->type) / 8, last = 0;
+	size_t size = weights_type_bits(t->type) / 8, last = 0;
 	for (int i = 0; i < t->rank; i++)
 		last += (size_t)(t->shape[i] - 1) * (size_t)t->stride[i]; /* torch_read checked that this is in the file */
 	size_t bytes = (last + 1) * size;

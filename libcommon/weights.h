@@ -44,6 +44,8 @@ const char *weights_path(const struct weights *w);
 const char *weights_meta(const struct weights *w, const char *key);
 /* "dalle.config" parsed (borrowed), or NULL for files that are not ours. */
 json_t *weights_config(const struct weights *w);
+/* Bits of an element of type "F32", ...; 0 for an unknown one. */
+unsigned weights_type_bits(const char *type);
 size_t weights_count(const struct weights *w);
 const struct weights_tensor *weights_at(const struct weights *w, size_t i);
 const struct weights_tensor *weights_find(const struct weights *w, const char *name);
@@ -76,6 +78,26 @@ int params_load_host(float *host, const struct params *p, const struct weights *
 /* A block of p copied to the host in that layout, and where row r begins. */
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e);
 
+/* ---- writing ---- */
+
+/* A tensor to write. */
+struct weights_entry {
+	char name[160];
+	const char *type; /* "F32", ... */
+	int rank;
+	int64_t shape[8];
+	uint64_t bytes;
+	const void *from; /* the caller's */
+	char hex[17];     /* checksum, set by weights_write */
+};
+/* The t->bytes bytes of an entry: borrowed until the next call.  NULL with e filled. */
+typedef const void *weights_fetch(void *arg, const struct weights_entry *t, struct error *e);
+/* Write atomically (temporary name, fsync, rename, fsync of the folder); path NULL or "-" is standard output.  meta: JSON
+ * object of strings, to which checksums are added here, and dalle.id when it holds dalle.kind: the id covers kind, config
+ * and the tensors whose names do not begin with "train.".  Sorts the entries.  id_out may be NULL. */
+int weights_write(const char *path, json_t *meta, struct weights_entry *entries, size_t n, weights_fetch *fetch, void *arg,
+                  char id_out[ID_LENGTH + 1], struct error *e);
+
 /* What to write: rows of p from the given block under prefix + name, as F32. */
 struct weights_part {
 	struct params *p;
@@ -83,9 +105,7 @@ struct weights_part {
 	const char *prefix;
 	const float *host; /* NULL, or take the values from here (params_to_host) instead of the device */
 };
-/* Write atomically (temporary name, fsync, rename, fsync of the folder).  meta: JSON object of strings, to which
- * checksums and dalle.id are added here: the id covers dalle.kind, dalle.config and the parts with prefix "".
- * id_out may be NULL. */
+/* These rows by weights_write. */
 int weights_save(const char *path, json_t *meta, const struct weights_part *parts, size_t n, char id_out[ID_LENGTH + 1],
                  struct error *e);
 
