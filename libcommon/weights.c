@@ -77,7 +77,7 @@ static const char *recognise(const uint8_t *p, size_t n)
 static int not_ours(const struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
 	const char *what = recognise(first, n);
-	return bad(w, e, "%s%s, expected a safetensors or PyTorch file", what ? "is " : "is not a model file",
+	return bad(w, e, "%s%s, expected a safetensors file or one of torch.save", what ? "is " : "is not a model file",
 	           what ? what : "");
 }
 
