@@ -343,9 +343,10 @@ static void put_number(struct buf *b, uint64_t v, int bytes)
 		buf_add(b, &(uint8_t){(uint8_t)(v >> (8 * i))}, 1, &e);
 }
 
-static void put_file(struct buf *b, struct buf *directory, const char *name, const void *p, size_t n)
+/* A file and its line in the directory; wide: sizes and place in zip64's extra field. */
+static void put_file(struct buf *b, struct buf *directory, const char *name, const void *p, size_t n, bool wide)
 {
-	uint64_t crc = crc32(crc32(0, NULL, 0), p, (uInt)n), at = b->n;
+	uint64_t crc = crc32(crc32(0, NULL, 0), p, (uInt)n), at = b->n, none = 0xffffffff;
 	buf_add(b, "PK\3\4", 4, &e);
 	put_number(b, 0, 10);
 	put_number(b, crc, 4);
@@ -358,33 +359,64 @@ static void put_file(struct buf *b, struct buf *directory, const char *name, con
 	buf_add(directory, "PK\1\2", 4, &e);
 	put_number(directory, 0, 12);
 	put_number(directory, crc, 4);
-	put_number(directory, n, 4);
-	put_number(directory, n, 4);
+	put_number(directory, wide ? none : n, 4);
+	put_number(directory, wide ? none : n, 4);
 	put_number(directory, strlen(name), 2);
-	put_number(directory, 0, 12);
-	put_number(directory, at, 4);
+	put_number(directory, wide ? 28 : 0, 2);
+	put_number(directory, 0, 10);
+	put_number(directory, wide ? none : at, 4);
 	buf_add(directory, name, strlen(name), &e);
+	if (!wide)
+		return;
+	put_number(directory, 1 | 24 << 16, 4);
+	put_number(directory, n, 8);
+	put_number(directory, n, 8);
+	put_number(directory, at, 8);
+}
+
+static void put_end(struct buf *b, const struct buf *directory, uint64_t files, bool wide)
+{
+	size_t at = b->n, end64;
+	buf_add(b, directory->p, directory->n, &e);
+	end64 = b->n;
+	if (wide) {
+		buf_add(b, "PK\6\6", 4, &e);
+		put_number(b, 44, 8);
+		put_number(b, 0, 12);
+		put_number(b, files, 8);
+		put_number(b, files, 8);
+		put_number(b, directory->n, 8);
+		put_number(b, at, 8);
+		buf_add(b, "PK\6\7", 4, &e);
+		put_number(b, 0, 4);
+		put_number(b, end64, 8);
+		put_number(b, 1, 4);
+	}
+	buf_add(b, "PK\5\6", 4, &e);
+	put_number(b, 0, 4);
+	put_number(b, wide ? 0xffff : files, 2);
+	put_number(b, wide ? 0xffff : files, 2);
+	put_number(b, wide ? 0xffffffff : directory->n, 4);
+	put_number(b, wide ? 0xffffffff : at, 4);
+	put_number(b, 0, 2);
 }
 
 /* An archive of this pickle and a storage "0" of 8 floats. */
-static void write_archive(const char *pickle, size_t n)
+static void write_archive_as(const char *pickle, size_t n, bool wide)
 {
 	static const float storage[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 	struct buf b = {0}, directory = {0};
-	put_file(&b, &directory, "a/data.pkl", pickle, n);
-	put_file(&b, &directory, "a/data/0", storage, sizeof storage);
-	size_t at = b.n;
-	buf_add(&b, directory.p, directory.n, &e);
-	buf_add(&b, "PK\5\6", 4, &e);
-	put_number(&b, 0, 4);
-	put_number(&b, 2, 2);
-	put_number(&b, 2, 2);
-	put_number(&b, directory.n, 4);
-	put_number(&b, at, 4);
-	put_number(&b, 0, 2);
+	put_file(&b, &directory, "a/data.pkl", pickle, n, wide);
+	put_file(&b, &directory, "a/data/0", storage, sizeof storage, wide);
+	put_end(&b, &directory, 2, wide);
 	write_bytes(b.p, b.n);
 	buf_free(&b);
 	buf_free(&directory);
+}
+
+static void write_archive(const char *pickle, size_t n)
+{
+	write_archive_as(pickle, n, false);
 }
 
 /* A tensor of storage "0", `n` elements of `type`: offset, shape and strides as opcodes. */
@@ -442,6 +474,27 @@ static void refused_walk(const char *what, const struct buf *pickle, const char 
 	weights_close(w);
 }
 
+/* Archives with sizes of 64 bits, and with two files of one name. */
+static void check_archives(void)
+{
+	static const char pickle[] = DICT(SMALL);
+	float x[2] = {0};
+	write_archive_as(pickle, sizeof pickle - 1, true);
+	e = (struct error){0};
+	struct weights *w = weights_open(scratch, &e);
+	CHECK(w && weights_read(w, weights_at(w, 0), x, &e) == 0 && x[0] == 1 && x[1] == 2, "zip64: %s", e.text);
+	weights_close(w);
+	struct buf b = {0}, directory = {0};
+	for (int i = 0; i < 2; i++)
+		put_file(&b, &directory, "a/data.pkl", pickle, sizeof pickle - 1, false);
+	put_end(&b, &directory, 2, false);
+	write_bytes(b.p, b.n);
+	e = (struct error){0};
+	CHECK(!weights_open(scratch, &e) && strstr(e.text, "stands twice"), "two files of one name: %s", e.text);
+	buf_free(&b);
+	buf_free(&directory);
+}
+
 /* A dictionary that holds itself; forty of which each holds the next one twice, 2^40 paths in all; a tensor alone. */
 static void check_walks(void)
 {
@@ -476,6 +529,7 @@ int main(void)
 	check_floods();
 	check_tensors();
 	check_walks();
+	check_archives();
 	check_truncations("views.pt", 1);
 	check_truncations("views-old.pt", 1);
 	check_truncations("encoder.pkl", 97);
