@@ -340,7 +340,7 @@ static void check_floods(void)
 static void put_number(struct buf *b, uint64_t v, int bytes)
 {
 	for (int i = 0; i < bytes; i++)
-		buf_add(b, &(uint8_t){(uint8_t)(v >> (8 * i))}, 1, &e);
+		buf_add(b, &(uint8_t){i < 8 ? (uint8_t)(v >> (8 * i)) : 0}, 1, &e);
 }
 
 /* A file and its line in the directory; wide: sizes and place in zip64's extra field. */
