@@ -544,7 +544,7 @@ int weights_read(const struct weights *w, const struct weights_tensor *t, float 
 	return compare(w, t, hex, e) < 0 ? -1 : 0;
 }
 
-int weights_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e)
+int weights_read_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e)
 {
 	char hex[17];
 	if (scan(w, t, NULL, out, hex, e))

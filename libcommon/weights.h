@@ -52,7 +52,7 @@ const struct weights_tensor *weights_find(const struct weights *w, const char *n
 /* The tensor as f32 (F32, F16, BF16, F64 are converted), checksum verified when there is one. */
 int weights_read(const struct weights *w, const struct weights_tensor *t, float *out, struct error *e);
 /* Its t->bytes bytes as they are, in row-major order, checksum verified when there is one. */
-int weights_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e);
+int weights_read_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e);
 /* Read the tensor's bytes of any type and compare with its checksum: 1 equal (also a zip archive's CRC), 0 when the file has none for it,
  * -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
 int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e);

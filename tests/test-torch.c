@@ -157,7 +157,7 @@ static bool same(const struct weights *a, const struct weights *b)
 		equal = y && strcmp(x->type, y->type) == 0 && x->rank == y->rank && x->bytes == y->bytes &&
 		        memcmp(x->shape, y->shape, sizeof x->shape) == 0;
 		uint8_t *p = malloc((size_t)x->bytes + 1), *q = malloc((size_t)x->bytes + 1);
-		equal = equal && weights_raw(a, x, p, &ignored) == 0 && weights_raw(b, y, q, &ignored) == 0 &&
+		equal = equal && weights_read_raw(a, x, p, &ignored) == 0 && weights_read_raw(b, y, q, &ignored) == 0 &&
 		        memcmp(p, q, (size_t)x->bytes) == 0;
 		free(p);
 		free(q);

@@ -112,7 +112,7 @@ static const void *fetch(void *arg, const struct weights_entry *t, struct error 
 {
 	struct import *m = arg;
 	const struct source *from = t->from;
-	return weights_raw(from->file, from->tensor, m->raw, e) ? NULL : m->raw;
+	return weights_read_raw(from->file, from->tensor, m->raw, e) ? NULL : m->raw;
 }
 
 /* How the file was made; NULL when the command line is no UTF-8. */
