@@ -64,7 +64,7 @@ static const char *known(const char *name)
 
 /* ---- storages ---- */
 
-struct storage {
+struct torch_storage {
 	const char *key; /* within the pickle */
 	size_t key_n;
 	const struct storage_type *type;
@@ -78,7 +78,7 @@ struct reading {
 	struct torch_file *out;
 	const struct file_bytes *bytes;
 	struct error *e;
-	struct storage *storages; /* by key */
+	struct torch_storage *storages; /* by key */
 	size_t storage_n, storage_cap;
 	char name[MAX_NAME + 1];  /* of what is walked now */
 	size_t name_n;
@@ -116,20 +116,20 @@ static int collect_storage(void *arg, const struct pickle_value *v)
 		return bad(r, "a storage that is a view of another one, which is not supported");
 	if (r->storage_n == r->storage_cap) {
 		size_t cap = r->storage_cap ? 2 * r->storage_cap : 64;
-		struct storage *grown = mem_grow(r->storages, cap, sizeof *grown, r->e);
+		struct torch_storage *grown = mem_grow(r->storages, cap, sizeof *grown, r->e);
 		if (!grown)
 			return -1;
 		r->storages = grown;
 		r->storage_cap = cap;
 	}
-	r->storages[r->storage_n++] = (struct storage){.key = id[2]->text, .key_n = id[2]->n, .type = type,
+	r->storages[r->storage_n++] = (struct torch_storage){.key = id[2]->text, .key_n = id[2]->n, .type = type,
 	                                               .elements = (uint64_t)id[4]->integer};
 	return 0;
 }
 
 static int by_key(const void *pa, const void *pb)
 {
-	const struct storage *a = pa, *b = pb;
+	const struct torch_storage *a = pa, *b = pb;
 	if (a->key_n != b->key_n)
 		return a->key_n < b->key_n ? -1 : 1;
 	return memcmp(a->key, b->key, a->key_n);
@@ -145,7 +145,7 @@ static int collect_storages(struct reading *r, const struct pickle *p)
 	qsort(r->storages, r->storage_n, sizeof *r->storages, by_key);
 	size_t n = 1;
 	for (size_t i = 1; i < r->storage_n; i++) {
-		struct storage *last = &r->storages[n - 1], *s = &r->storages[i];
+		struct torch_storage *last = &r->storages[n - 1], *s = &r->storages[i];
 		if (by_key(last, s))
 			r->storages[n++] = *s;
 		else if (last->type != s->type || last->elements != s->elements)
@@ -155,9 +155,9 @@ static int collect_storages(struct reading *r, const struct pickle *p)
 	return 0;
 }
 
-static struct storage *find_storage(const struct reading *r, const struct pickle_value *key)
+static struct torch_storage *find_storage(const struct reading *r, const struct pickle_value *key)
 {
-	struct storage wanted = {.key = key->text, .key_n = key->n};
+	struct torch_storage wanted = {.key = key->text, .key_n = key->n};
 	if (key->kind != PICKLE_TEXT || !r->storage_n)
 		return NULL;
 	return bsearch(&wanted, r->storages, r->storage_n, sizeof wanted, by_key);
@@ -233,7 +233,7 @@ static int read_tensor(struct reading *r, const struct pickle_value *arguments)
 	if (arguments->n < 4 || item[0]->kind != PICKLE_OUTSIDE || !is_storage(item[0]->arguments) ||
 	    item[1]->kind != PICKLE_INT || item[1]->integer < 0)
 		return bad(r, "tensor %s: expected a storage, an offset, a shape and strides", r->name);
-	const struct storage *s = find_storage(r, item[0]->arguments->item[2]);
+	const struct torch_storage *s = find_storage(r, item[0]->arguments->item[2]);
 	if (!s || !s->located)
 		return bad(r, "tensor %s: its storage is missing", r->name);
 	uint64_t offset = (uint64_t)item[1]->integer;
@@ -419,7 +419,8 @@ static int read_entry(const struct zip *z, const struct zip_entry *entry, struct
 	return bytes_get(z->bytes, out->p, out->n, at, e);
 }
 
-static int locate_in_zip(struct reading *r, const struct zip *z, struct storage *s, const char *folder, size_t folder_n)
+static int locate_in_zip(struct reading *r, const struct zip *z, struct torch_storage *s, const char *folder,
+                         size_t folder_n)
 {
 	char name[256];
 	uint64_t at, bytes;
@@ -507,7 +508,7 @@ static int check_machine(struct reading *r, const struct pickle *p)
 
 static int locate_old(struct reading *r, const struct pickle_value *key, uint64_t *at)
 {
-	struct storage *s = find_storage(r, key);
+	struct torch_storage *s = find_storage(r, key);
 	uint8_t p[8];
 	uint64_t elements = 0, bytes;
 	if (!s || s->located)
