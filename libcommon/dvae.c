@@ -125,21 +125,57 @@ static int64_t count_blocks(const struct weights *w, const char *half, bool grou
 	return n;
 }
 
-int dvae_config_from_tensors(struct dvae_config *c, const struct weights *w, struct error *e)
+/* The weight `name` of a convolution; NULL when it is not there or is none. */
+static const struct weights_tensor *find_conv(const struct weights *w, const char *name)
 {
-	const struct weights_tensor *in = weights_find(w, "encoder.blocks.input.w");
-	const struct weights_tensor *out = weights_find(w, "decoder.blocks.output.conv.w");
-	const struct weights_tensor *book = weights_find(w, "decoder.blocks.input.w");
-	if (!in || !out || !book || in->rank != 4 || out->rank != 4 || book->rank != 4)
+	const struct weights_tensor *t = weights_find(w, name);
+	return t && t->rank == 4 ? t : NULL;
+}
+
+/* s of n = s * s * channels values. */
+static int64_t stem_of(int64_t n, int64_t channels)
+{
+	return n >= channels && n <= 4096 * channels ? (int64_t)lround(sqrt((double)(n / channels))) : 0;
+}
+
+/* A half that is not needed may be absent: what only it knows gets the least value that is allowed. */
+static void shapes_of_encoder(struct dvae_config *c, const struct weights *w, const struct weights_tensor *in,
+                              const struct weights_tensor *out)
+{
+	*c = (struct dvae_config){.stem = stem_of(in->shape[1], 3), .hidden = in->shape[0], .kernel = in->shape[2],
+	                          .codes = out->shape[0], .initial = 1, .groups = count_blocks(w, "encoder", true),
+	                          .blocks = count_blocks(w, "encoder", false)};
+}
+
+static void shapes_of_decoder(struct dvae_config *c, const struct weights *w, const struct weights_tensor *in,
+                              const struct weights_tensor *out)
+{
+	*c = (struct dvae_config){.stem = stem_of(out->shape[0], 6), .hidden = out->shape[1], .kernel = 1,
+	                          .codes = in->shape[1], .initial = in->shape[0], .groups = count_blocks(w, "decoder", true),
+	                          .blocks = count_blocks(w, "decoder", false)};
+}
+
+int dvae_config_from_tensors(struct dvae_config *c, int parts, const struct weights *w, struct error *e)
+{
+	const struct weights_tensor *enc_in = find_conv(w, "encoder.blocks.input.w");
+	const struct weights_tensor *enc_out = find_conv(w, "encoder.blocks.output.conv.w");
+	const struct weights_tensor *dec_in = find_conv(w, "decoder.blocks.input.w");
+	const struct weights_tensor *dec_out = find_conv(w, "decoder.blocks.output.conv.w");
+	bool encoder = enc_in && enc_out, decoder = dec_in && dec_out;
+	if (!encoder && !decoder)
 		return fail(e, STATUS_BAD, "%s: holds no dVAE: no dalle.config and no tensors with the published names",
 		            weights_path(w));
-	int64_t values = in->shape[1] / 3;
-	*c = (struct dvae_config){
-		.size = 256, /* what the published weights are for */
-		.stem = values >= 1 && values <= 4096 ? (int64_t)lround(sqrt((double)values)) : 0,
-		.hidden = in->shape[0], .kernel = in->shape[2], .initial = book->shape[0], .codes = book->shape[1],
-		.groups = count_blocks(w, "encoder", true), .blocks = count_blocks(w, "encoder", false),
-	};
+	if ((parts & DVAE_ENCODER && !encoder) || (parts & DVAE_DECODER && !decoder))
+		return fail(e, STATUS_BAD, "%s: holds the %s of a dVAE, expected the %s", weights_path(w),
+		            encoder ? "encoder" : "decoder", encoder ? "decoder" : "encoder");
+	if (decoder)
+		shapes_of_decoder(c, w, dec_in, dec_out);
+	int64_t initial = c->initial;
+	if (encoder)
+		shapes_of_encoder(c, w, enc_in, enc_out);
+	if (encoder && decoder)
+		c->initial = initial;
+	c->size = 256; /* what the published weights are for */
 	if (c->groups > 0 && c->blocks > 0)
 		c->post_gain = 1.0 / (double)(c->groups * c->blocks * c->groups * c->blocks);
 	struct error inner = {0};
@@ -254,37 +290,54 @@ const char *dvae_id(const struct dvae *d) { return d->id; }
 
 /* ---- model files ---- */
 
-/* Names and values of both halves, so that encoder and decoder agree on the identity. */
-static int hash_tensors(struct dvae *d, const struct weights *w, struct error *e)
+static int by_name(const void *a, const void *b)
 {
-	struct hash *h = hash_new(e);
-	float *values = NULL;
-	int status = h ? 0 : -1;
-	for (size_t i = 0; !status && i < weights_count(w); i++) {
-		const struct weights_tensor *t = weights_at(w, i);
-		if (strncmp(t->name, "encoder.", 8) && strncmp(t->name, "decoder.", 8))
-			continue;
-		size_t n = 1;
-		for (int k = 0; k < t->rank; k++)
-			n *= (size_t)t->shape[k];
-		free(values);
-		values = mem_alloc(n, sizeof *values, e);
-		status = values ? weights_read(w, t, values, e) : -1;
-		hash_add(h, t->name, strlen(t->name) + 1);
-		if (!status)
-			hash_add(h, values, n * sizeof *values);
-	}
-	if (h)
-		hash_finish(h, d->id);
-	free(values);
-	return status;
+	return strcmp((*(const struct weights_tensor *const *)a)->name, (*(const struct weights_tensor *const *)b)->name);
 }
 
-static int read_config(struct dvae_config *c, const struct weights *w, struct error *e)
+static int hash_tensor(struct hash *h, const struct weights *w, const struct weights_tensor *t, struct error *e)
+{
+	size_t n = 1;
+	for (int k = 0; k < t->rank; k++)
+		n *= (size_t)t->shape[k];
+	float *values = mem_alloc(n, sizeof *values, e);
+	int r = values ? weights_read(w, t, values, e) : -1;
+	if (r == 0) {
+		hash_add(h, t->name, strlen(t->name) + 1);
+		hash_add(h, values, n * sizeof *values);
+	}
+	free(values);
+	return r;
+}
+
+/* What the codes of a foreign dVAE mean is decided by its encoder alone, so that the published encoder, in whatever file
+ * it comes, and both halves merged into one agree on the identity.  A decoder alone has none. */
+static int hash_encoder(struct dvae *d, const struct weights *w, struct error *e)
+{
+	size_t n = 0;
+	const struct weights_tensor **order = mem_alloc(weights_count(w) + 1, sizeof *order, e);
+	struct hash *h = order ? hash_new(e) : NULL;
+	int r = h ? 0 : -1;
+	for (size_t i = 0; r == 0 && i < weights_count(w); i++)
+		if (strncmp(weights_at(w, i)->name, "encoder.", 8) == 0)
+			order[n++] = weights_at(w, i);
+	if (r == 0)
+		qsort(order, n, sizeof *order, by_name);
+	for (size_t i = 0; r == 0 && i < n; i++)
+		r = hash_tensor(h, w, order[i], e);
+	if (h)
+		hash_finish(h, d->id);
+	if (n == 0)
+		d->id[0] = 0;
+	free(order);
+	return r;
+}
+
+static int read_config(struct dvae_config *c, int parts, const struct weights *w, struct error *e)
 {
 	const json_t *j = weights_config(w);
 	if (!j)
-		return dvae_config_from_tensors(c, w, e);
+		return dvae_config_from_tensors(c, parts, w, e);
 	if (weights_need_kind(w, "dvae", e))
 		return -1;
 	return dvae_config_from_json(c, j, weights_path(w), e);
@@ -297,7 +350,7 @@ static int fill(struct dvae *d, const struct weights *w, struct error *e)
 	params_refresh(&d->params);
 	const char *id = weights_meta(w, "dalle.id");
 	if (!id)
-		return hash_tensors(d, w, e);
+		return hash_encoder(d, w, e);
 	if (strlen(id) != ID_LENGTH)
 		return fail(e, STATUS_BAD, "%s: dalle.id has %zu characters, expected %d", weights_path(w), strlen(id),
 		            ID_LENGTH);
@@ -312,7 +365,7 @@ struct dvae *dvae_load(const char *path, int parts, const struct ops *ops, struc
 	struct weights *w = weights_open(path, e);
 	if (!w)
 		return NULL;
-	if (!read_config(&c, w, e))
+	if (!read_config(&c, parts, w, e))
 		d = dvae_new(&c, parts, ops, dev, batch, e);
 	if (d && fill(d, w, e)) {
 		dvae_free(d);

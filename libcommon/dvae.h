@@ -55,8 +55,9 @@ static inline int64_t dvae_grid(const struct dvae_config *c) { return c->size / 
 /* What dalle.config holds; a new reference, NULL when out of memory. */
 json_t *dvae_config_to_json(const struct dvae_config *c);
 int dvae_config_from_json(struct dvae_config *c, const json_t *j, const char *path, struct error *e);
-/* From the shapes of tensors that have the published names but no dalle.config (OpenAI's weights as safetensors). */
-int dvae_config_from_tensors(struct dvae_config *c, const struct weights *w, struct error *e);
+/* From the shapes of tensors that have the published names but no dalle.config (OpenAI's weights).  parts: the halves that
+ * are needed, DVAE_ENCODER, DVAE_DECODER or both; the file may lack the other one. */
+int dvae_config_from_tensors(struct dvae_config *c, int parts, const struct weights *w, struct error *e);
 /* Floating-point operations of encoding and decoding one picture (multiply and add are two). */
 void dvae_flops(const struct dvae_config *c, double *encode, double *decode);
 
@@ -71,15 +72,15 @@ struct dvae *dvae_new(const struct dvae_config *c, int parts, const struct ops *
  * of activations; then the memory.  After a failure of dvae_build only dvae_free is allowed. */
 struct dvae *dvae_plan(const struct dvae_config *c, int parts, enum dtype type, int batch, struct error *e);
 int dvae_build(struct dvae *d, const struct ops *ops, struct dev *dev, struct error *e);
-/* The same from a model file: one of dvae-train (its averaged weights, J14), or any safetensors file with the
+/* The same from a model file: one of dvae-train (its averaged weights, J14), or any safetensors or PyTorch file with the
  * published tensor names.  STATUS_BAD when the file is another kind of model or lacks a tensor. */
 struct dvae *dvae_load(const char *path, int parts, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void dvae_free(struct dvae *d);
 
 const struct dvae_config *dvae_configuration(const struct dvae *d);
 struct params *dvae_params(struct dvae *d);
-/* The identity that token streams carry: of the file, or a hash of names and values of a foreign file's tensors;
- * "" for a model that was not loaded. */
+/* The identity that token streams carry: of the file, or a hash of names and values of a foreign file's encoder;
+ * "" for a model that was not loaded, and for a foreign decoder alone. */
 const char *dvae_id(const struct dvae *d);
 /* codes (n,G,G) of pictures rgb (n,S,S,3), n <= batch: the argmax of the logits (A7). */
 int dvae_encode(struct dvae *d, int32_t *codes, const uint8_t *rgb, int n, struct error *e);

@@ -1,28 +1,24 @@
 /* weights.c - reading model files: the safetensors header, checked before anything in it is believed, then
- * tensors by position.  The file is read, never mapped: one that shrinks meanwhile is an error, not a SIGBUS.
- * Writing is in weights-params.c.  Pickles are recognised and refused, never executed. */
+ * tensors by position.  Files of torch.save come through torch-file.c, which runs nothing in them.  Writing is in
+ * weights-params.c. */
 #include "weights.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include "../kernels/convert.h"
 #include "hash.h"
+#include "torch-file.h"
+#include "zip.h"
 
 #define HEADER_LIMIT 100000000u /* bytes; the reference reader's */
-#define PIPE_LIMIT ((size_t)1 << 36)
 enum { CHUNK = 1 << 18 }; /* bytes read at once */
 
 struct weights {
-	char *path;
-	int fd;           /* -1: the whole file is in memory */
-	struct buf whole; /* from a pipe */
-	uint64_t size;    /* of the file */
+	struct file_bytes file;
 	uint64_t data;    /* where the data section begins */
+	struct torch_file torch; /* of torch.save: the tensors; else empty */
 	json_t *header, *metadata, *checksums, *config;
 	struct weights_tensor *tensors; /* by offset */
 	size_t count;
@@ -37,7 +33,7 @@ static const struct {
 	{"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4},
 };
 
-static unsigned type_bits(const char *name)
+unsigned weights_type_bits(const char *name)
 {
 	for (size_t i = 0; i < ARRAY_LEN(types); i++)
 		if (strcmp(types[i].name, name) == 0)
@@ -53,48 +49,10 @@ static int bad(const struct weights *w, struct error *e, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
-	return fail(e, STATUS_BAD, "%s: %s", w->path, text);
+	return fail(e, STATUS_BAD, "%s: %s", w->file.name, text);
 }
 
-/* ---- bytes ---- */
-
-/* All n bytes at `at`, or failure: the header promised them. */
-static int get_bytes(const struct weights *w, void *out, size_t n, uint64_t at, struct error *e)
-{
-	if (at > w->size || n > w->size - at)
-		return bad(w, e, "is truncated: %llu bytes, expected %llu", (unsigned long long)w->size,
-		           (unsigned long long)(at + n));
-	if (w->fd < 0) {
-		memcpy(out, w->whole.p + at, n);
-		return 0;
-	}
-	return read_at(w->fd, out, n, at, w->path, e);
-}
-
-static int open_bytes(struct weights *w, bool is_stdin, struct error *e)
-{
-	struct stat st;
-	if (!is_stdin && stat(w->path, &st))
-		return fail_errno(e, "%s", w->path);
-	if (!is_stdin && S_ISDIR(st.st_mode))
-		return bad(w, e, "is a directory, expected a safetensors file");
-	/* Some devices have no end: reading them whole would take all memory. */
-	if (!is_stdin && (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)))
-		return bad(w, e, "is a device, expected a safetensors file");
-	if (is_stdin || !S_ISREG(st.st_mode)) {
-		if (read_file(is_stdin ? "-" : w->path, PIPE_LIMIT, &w->whole, e))
-			return -1;
-		w->size = w->whole.n;
-		return 0;
-	}
-	w->fd = open(w->path, O_RDONLY | O_CLOEXEC);
-	if (w->fd < 0 || fstat(w->fd, &st))
-		return fail_errno(e, "%s", w->path);
-	w->size = (uint64_t)st.st_size;
-	return 0;
-}
-
-/* What a file that is no safetensors file is, from its first bytes; NULL when unknown. */
+/* What a file that is no model file is, from its first bytes; NULL when unknown. */
 static const char *recognise(const uint8_t *p, size_t n)
 {
 	static const struct {
@@ -102,10 +60,8 @@ static const char *recognise(const uint8_t *p, size_t n)
 		size_t n;
 		const char *what;
 	} known[] = {
-		{"PK\3\4", 4, "a zip archive (PyTorch .pt or NumPy .npz), which may hold pickled code"},
-		{"\x80\2\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14, "an old PyTorch file (pickled code)"},
-		{"\x80\2", 2, "a Python pickle"}, {"\x80\3", 2, "a Python pickle"},
-		{"\x80\4", 2, "a Python pickle"}, {"\x80\5", 2, "a Python pickle"},
+		{"\x80\2", 2, "a Python pickle not of torch.save"}, {"\x80\3", 2, "a Python pickle not of torch.save"},
+		{"\x80\4", 2, "a Python pickle not of torch.save"}, {"\x80\5", 2, "a Python pickle not of torch.save"},
 		{"\x93NUMPY", 6, "a NumPy array"}, {"GGUF", 4, "a GGUF model"},
 		{"\x89HDF\r\n", 6, "an HDF5 file"}, {"\x28\xb5\x2f\xfd", 4, "zstd data, perhaps a token stream"},
 		{"\x5e\x2a\x4d\x18", 4, "zstd data, perhaps a token stream"}, {"\x1f\x8b", 2, "gzip data"},
@@ -121,7 +77,8 @@ static const char *recognise(const uint8_t *p, size_t n)
 static int not_ours(const struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
 	const char *what = recognise(first, n);
-	return bad(w, e, "%s%s, expected a safetensors file", what ? "is " : "is not a model file", what ? what : "");
+	return bad(w, e, "%s%s, expected a safetensors file or one of torch.save", what ? "is " : "is not a model file",
+	           what ? what : "");
 }
 
 /* ---- header ---- */
@@ -141,24 +98,21 @@ static json_t *parse_object(const struct weights *w, const char *text, size_t n,
 	return j;
 }
 
-static int read_header(struct weights *w, struct error *e)
+/* The JSON object of `length` bytes after the length itself. */
+static int read_header(struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
-	uint8_t first[32];
-	size_t n = w->size < sizeof first ? (size_t)w->size : sizeof first;
-	if (get_bytes(w, first, n, 0, e))
-		return -1;
 	uint64_t length = 0;
 	for (size_t i = 0; i < 8 && i < n; i++)
 		length |= (uint64_t)first[i] << (8 * i);
 	if (n < 9 || first[8] != '{' || length < 2)
 		return not_ours(w, first, n, e);
-	if (length > w->size - 8 || length > HEADER_LIMIT)
+	if (length > w->file.size - 8 || length > HEADER_LIMIT)
 		return bad(w, e, "is truncated or corrupt: a header of %llu bytes in a file of %llu",
-		           (unsigned long long)length, (unsigned long long)w->size);
+		           (unsigned long long)length, (unsigned long long)w->file.size);
 	char *text = mem_alloc((size_t)length, 1, e);
 	if (!text)
 		return -1;
-	if (get_bytes(w, text, (size_t)length, 8, e) == 0)
+	if (bytes_get(&w->file, text, (size_t)length, 8, e) == 0)
 		w->header = parse_object(w, text, (size_t)length, "header", e);
 	free(text);
 	w->data = 8 + length;
@@ -177,7 +131,7 @@ static int natural(const struct weights *w, const char *name, const json_t *j, u
 static int read_shape(const struct weights *w, struct weights_tensor *t, const json_t *shape, uint64_t *bits,
                       struct error *e)
 {
-	*bits = type_bits(t->type);
+	*bits = weights_type_bits(t->type);
 	if (!json_is_array(shape) || json_array_size(shape) > ARRAY_LEN(t->shape))
 		return bad(w, e, "tensor %.80s: no shape of at most %zu sides", t->name, ARRAY_LEN(t->shape));
 	t->rank = (int)json_array_size(shape);
@@ -203,7 +157,7 @@ static int read_tensor(const struct weights *w, struct weights_tensor *t, const 
 	*t = (struct weights_tensor){.name = name};
 	if (!json_is_object(j) || json_object_size(j) != 3 || !type || !json_is_array(ends) || json_array_size(ends) != 2)
 		return bad(w, e, "tensor %.80s: expected dtype, shape and data_offsets", name);
-	if (!type_bits(type))
+	if (!weights_type_bits(type))
 		return bad(w, e, "tensor %.80s: type '%.20s' is unknown", name, type);
 	snprintf(t->type, sizeof t->type, "%s", type);
 	if (read_shape(w, t, json_object_get(j, "shape"), &bits, e) ||
@@ -229,7 +183,7 @@ static int by_offset(const void *pa, const void *pb)
 /* Every byte belongs to exactly one tensor: no overlap, no hole, nothing after the end. */
 static int check_layout(const struct weights *w, struct error *e)
 {
-	uint64_t at = 0, room = w->size - w->data;
+	uint64_t at = 0, room = w->file.size - w->data;
 	for (size_t i = 0; i < w->count; i++) {
 		const struct weights_tensor *t = &w->tensors[i];
 		if (t->offset != at)
@@ -346,18 +300,40 @@ static int check_identity(const struct weights *w, struct error *e)
 	return r;
 }
 
+static int open_safetensors(struct weights *w, const uint8_t *first, size_t n, struct error *e)
+{
+	return read_header(w, first, n, e) || read_metadata(w, e) || read_tensors(w, e) || check_identity(w, e) ? -1 : 0;
+}
+
+static int open_torch(struct weights *w, struct error *e)
+{
+	w->metadata = json_object();
+	if (!w->metadata)
+		return fail(e, STATUS_LIMIT, "out of memory");
+	if (torch_read(&w->torch, &w->file, e))
+		return -1;
+	w->tensors = w->torch.tensors;
+	w->count = w->torch.count;
+	return 0;
+}
+
+static int open_any(struct weights *w, const char *path, struct error *e)
+{
+	uint8_t first[32];
+	if (bytes_open(&w->file, path, "a model file", e))
+		return -1;
+	size_t n = w->file.size < sizeof first ? (size_t)w->file.size : sizeof first;
+	if (bytes_get(&w->file, first, n, 0, e))
+		return -1;
+	return torch_looks_like(first, n) ? open_torch(w, e) : open_safetensors(w, first, n, e);
+}
+
 struct weights *weights_open(const char *path, struct error *e)
 {
 	struct weights *w = mem_zero(1, sizeof *w, e);
-	if (!w)
-		return NULL;
-	w->fd = -1;
-	bool is_stdin = strcmp(path, "-") == 0;
-	w->path = mem_string(is_stdin ? "stdin" : path, e);
-	if (!w->path || open_bytes(w, is_stdin, e) || read_header(w, e) || read_metadata(w, e) || read_tensors(w, e) ||
-	    check_identity(w, e)) {
+	if (w && open_any(w, path, e)) {
 		weights_close(w);
-		return NULL;
+		w = NULL;
 	}
 	return w;
 }
@@ -366,15 +342,14 @@ void weights_close(struct weights *w)
 {
 	if (!w)
 		return;
-	if (w->fd >= 0)
-		close(w->fd);
-	buf_free(&w->whole);
+	bytes_close(&w->file);
 	json_decref(w->checksums);
 	json_decref(w->config);
 	json_decref(w->metadata);
 	json_decref(w->header);
-	free(w->tensors);
-	free(w->path);
+	if (w->tensors != w->torch.tensors)
+		free(w->tensors);
+	torch_free(&w->torch);
 	free(w);
 }
 
@@ -382,7 +357,7 @@ void weights_close(struct weights *w)
 
 const char *weights_path(const struct weights *w)
 {
-	return w->path;
+	return w->file.name;
 }
 
 const char *weights_meta(const struct weights *w, const char *key)
@@ -402,7 +377,7 @@ json_t *weights_config(const struct weights *w)
 
 uint64_t weights_bytes(const struct weights *w)
 {
-	return w->size;
+	return w->file.size;
 }
 
 size_t weights_count(const struct weights *w)
@@ -454,30 +429,89 @@ static void convert(float *out, const uint8_t *p, const char *type, size_t n)
 		row_to_f32(out, p, strcmp(type, "BF16") == 0 ? DT_BF16 : DT_F16, n);
 }
 
-/* Pass over the tensor's bytes: hash them and, when out is not NULL, convert them. */
-static int scan(const struct weights *w, const struct weights_tensor *t, float *out, char hex[17], struct error *e)
+/* What a pass over a tensor's bytes leaves behind; each may be NULL. */
+struct pass {
+	float *values;
+	uint8_t *raw;
+	XXH3_state_t *state;
+};
+
+static int pass_over(const struct weights_tensor *t, struct pass *p, uint64_t at, const uint8_t *chunk, size_t n,
+                     struct error *e)
 {
-	uint64_t size = type_bits(t->type) / 8;
-	XXH3_state_t *state = XXH3_createState();
+	if (p->values)
+		convert(p->values + at / (weights_type_bits(t->type) / 8), chunk, t->type, n / (weights_type_bits(t->type) / 8));
+	if (p->raw)
+		memcpy(p->raw + at, chunk, n);
+	return XXH3_64bits_update(p->state, chunk, n) == XXH_OK ? 0 : fail(e, STATUS_FAIL, "cannot hash");
+}
+
+/* Element after element into row-major order. */
+static void gather(uint8_t *out, const uint8_t *span, const struct weights_tensor *t, size_t size)
+{
+	int64_t index[8] = {0}, at = 0;
+	for (size_t i = 0; i < t->bytes / size; i++) {
+		memcpy(out + i * size, span + (size_t)at * size, size);
+		for (int k = t->rank - 1; k >= 0; k--) {
+			at += t->stride[k];
+			if (++index[k] < t->shape[k])
+				break;
+			at -= index[k] * t->stride[k];
+			index[k] = 0;
+		}
+	}
+}
+
+static int pass_strided(const struct weights *w, const struct weights_tensor *t, struct pass *p, struct error *e)
+{
+	size_t size = weights_type_bits(t->type) / 8, last = 0;
+	for (int i = 0; i < t->rank; i++)
+		last += (size_t)(t->shape[i] - 1) * (size_t)t->stride[i]; /* torch_read checked that this is in the file */
+	size_t bytes = (last + 1) * size;
+	uint8_t *span = mem_alloc(bytes, 1, e), *out = mem_alloc((size_t)t->bytes, 1, e);
+	int r = span && out ? bytes_get(&w->file, span, bytes, w->data + t->offset, e) : -1;
+	if (r == 0) {
+		gather(out, span, t, size);
+		r = pass_over(t, p, 0, out, (size_t)t->bytes, e);
+	}
+	free(span);
+	free(out);
+	return r;
+}
+
+static int pass_plain(const struct weights *w, const struct weights_tensor *t, struct pass *p, struct error *e)
+{
 	uint8_t *chunk = mem_alloc(CHUNK, 1, e);
-	int r = chunk && state && XXH3_64bits_reset(state) == XXH_OK ? 0 : fail(e, STATUS_LIMIT, "out of memory");
+	int r = chunk ? 0 : -1;
 	for (uint64_t at = 0; r == 0 && at < t->bytes; at += CHUNK) {
 		size_t n = t->bytes - at < CHUNK ? (size_t)(t->bytes - at) : CHUNK;
-		r = get_bytes(w, chunk, n, w->data + t->offset + at, e);
-		if (r == 0 && XXH3_64bits_update(state, chunk, n) != XXH_OK)
-			r = fail(e, STATUS_FAIL, "%s: cannot hash", w->path);
-		if (r == 0 && out)
-			convert(out + at / size, chunk, t->type, (size_t)(n / size));
+		r = bytes_get(&w->file, chunk, n, w->data + t->offset + at, e);
+		if (r == 0)
+			r = pass_over(t, p, at, chunk, n, e);
 	}
-	if (r == 0)
-		snprintf(hex, 17, "%016llx", (unsigned long long)XXH3_64bits_digest(state));
 	free(chunk);
-	XXH3_freeState(state);
+	return r;
+}
+
+/* Pass over the tensor's bytes: hash them, convert or copy them when asked to. */
+static int scan(const struct weights *w, const struct weights_tensor *t, float *values, uint8_t *raw, char hex[17],
+                struct error *e)
+{
+	struct pass p = {values, raw, XXH3_createState()};
+	int r = p.state && XXH3_64bits_reset(p.state) == XXH_OK ? 0 : fail(e, STATUS_LIMIT, "out of memory");
+	if (r == 0)
+		r = t->strided ? pass_strided(w, t, &p, e) : pass_plain(w, t, &p, e);
+	if (r == 0)
+		snprintf(hex, 17, "%016llx", (unsigned long long)XXH3_64bits_digest(p.state));
+	XXH3_freeState(p.state);
 	return r;
 }
 
 static int compare(const struct weights *w, const struct weights_tensor *t, const char *hex, struct error *e)
 {
+	const struct weights_storage *s = &t->storage;
+	if (s->has_crc)
+		return zip_check(&w->file, s->at, s->bytes, s->crc, t->name, e) ? -1 : 1;
 	const char *expected = json_string_value(json_object_get(w->checksums, t->name));
 	if (!expected)
 		return 0;
@@ -489,7 +523,7 @@ static int compare(const struct weights *w, const struct weights_tensor *t, cons
 int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e)
 {
 	char own[17];
-	if (scan(w, t, NULL, own, e))
+	if (scan(w, t, NULL, NULL, own, e))
 		return -1;
 	if (hex)
 		memcpy(hex, own, sizeof own);
@@ -505,7 +539,15 @@ int weights_read(const struct weights *w, const struct weights_tensor *t, float 
 		ok = ok || strcmp(t->type, readable[i]) == 0;
 	if (!ok)
 		return bad(w, e, "tensor %.80s: is of type %s, expected F32, F16, BF16 or F64", t->name, t->type);
-	if (scan(w, t, out, hex, e))
+	if (scan(w, t, out, NULL, hex, e))
+		return -1;
+	return compare(w, t, hex, e) < 0 ? -1 : 0;
+}
+
+int weights_read_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e)
+{
+	char hex[17];
+	if (scan(w, t, NULL, out, hex, e))
 		return -1;
 	return compare(w, t, hex, e) < 0 ? -1 : 0;
 }

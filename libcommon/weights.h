@@ -13,18 +13,30 @@
 #include "params.h"
 #include "stream.h"
 
+/* The bytes that a tensor of a PyTorch file is a view of. */
+struct weights_storage {
+	uint64_t at, bytes; /* from the file's begin */
+	uint32_t crc;       /* CRC-32 of them */
+	bool has_crc;
+};
+
 struct weights_tensor {
 	const char *name;
 	char type[8]; /* "F32", "BF16", "F16", "I64", ... as in the file */
 	int rank;
 	int64_t shape[8];
-	uint64_t offset, bytes; /* within the data section */
+	uint64_t offset, bytes; /* of its first element within the data section; of all its elements */
+	/* PyTorch files only: */
+	bool strided;      /* its elements do not lie one after the other, but by stride (in elements) */
+	int64_t stride[8];
+	struct weights_storage storage;
 };
 
 struct weights; /* an open file */
-/* Open and check the header; "-" and pipes are read into memory first.  STATUS_BAD for anything else than
- * safetensors: what it is (a zip or pickle of PyTorch, NumPy, GGUF, HDF5, a token stream, ...) and what was expected.
- * Of our own files the identity is checked too, which covers kind, config and the list of checksums. */
+/* Open and check the header; "-" and pipes are read into memory first.  Files of torch.save are read too, without
+ * running what is in them (torch-file.h); they have no metadata.  STATUS_BAD for anything else: what it is (NumPy, GGUF,
+ * HDF5, a token stream, ...) and what was expected.  Of our own files the identity is checked too, which covers kind,
+ * config and the list of checksums. */
 struct weights *weights_open(const char *path, struct error *e);
 void weights_close(struct weights *w);
 const char *weights_path(const struct weights *w);
@@ -32,12 +44,16 @@ const char *weights_path(const struct weights *w);
 const char *weights_meta(const struct weights *w, const char *key);
 /* "dalle.config" parsed (borrowed), or NULL for files that are not ours. */
 json_t *weights_config(const struct weights *w);
+/* Bits of an element of type "F32", ...; 0 for an unknown one. */
+unsigned weights_type_bits(const char *type);
 size_t weights_count(const struct weights *w);
 const struct weights_tensor *weights_at(const struct weights *w, size_t i);
 const struct weights_tensor *weights_find(const struct weights *w, const char *name);
 /* The tensor as f32 (F32, F16, BF16, F64 are converted), checksum verified when there is one. */
 int weights_read(const struct weights *w, const struct weights_tensor *t, float *out, struct error *e);
-/* Read the tensor's bytes of any type and compare with its checksum: 1 equal, 0 when the file has none for it,
+/* Its t->bytes bytes as they are, in row-major order, checksum verified when there is one. */
+int weights_read_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e);
+/* Read the tensor's bytes of any type and compare with its checksum: 1 equal (also a zip archive's CRC), 0 when the file has none for it,
  * -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
 int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e);
 uint64_t weights_bytes(const struct weights *w); /* size of the file */
@@ -62,6 +78,26 @@ int params_load_host(float *host, const struct params *p, const struct weights *
 /* A block of p copied to the host in that layout, and where row r begins. */
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e);
 
+/* ---- writing ---- */
+
+/* A tensor to write. */
+struct weights_entry {
+	char name[160];
+	const char *type; /* "F32", ... */
+	int rank;
+	int64_t shape[8];
+	uint64_t bytes;
+	const void *from; /* the caller's */
+	char hex[17];     /* checksum, set by weights_write */
+};
+/* The t->bytes bytes of an entry: borrowed until the next call.  NULL with e filled. */
+typedef const void *weights_fetch(void *arg, const struct weights_entry *t, struct error *e);
+/* Write atomically (temporary name, fsync, rename, fsync of the folder); path NULL or "-" is standard output.  meta: JSON
+ * object of strings, to which checksums are added here, and dalle.id when it holds dalle.kind: the id covers kind, config
+ * and the tensors whose names do not begin with "train.".  Sorts the entries.  id_out may be NULL. */
+int weights_write(const char *path, json_t *meta, struct weights_entry *entries, size_t n, weights_fetch *fetch, void *arg,
+                  char id_out[ID_LENGTH + 1], struct error *e);
+
 /* What to write: rows of p from the given block under prefix + name, as F32. */
 struct weights_part {
 	struct params *p;
@@ -69,9 +105,7 @@ struct weights_part {
 	const char *prefix;
 	const float *host; /* NULL, or take the values from here (params_to_host) instead of the device */
 };
-/* Write atomically (temporary name, fsync, rename, fsync of the folder).  meta: JSON object of strings, to which
- * checksums and dalle.id are added here: the id covers dalle.kind, dalle.config and the parts with prefix "".
- * id_out may be NULL. */
+/* These rows by weights_write. */
 int weights_save(const char *path, json_t *meta, const struct weights_part *parts, size_t n, char id_out[ID_LENGTH + 1],
                  struct error *e);
 

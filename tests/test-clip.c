@@ -173,6 +173,20 @@ static void test_recipe(void)
 	device_close(ops, dev);
 }
 
+/* H3, H4: as many parameters as the published model has. */
+static void test_count(void)
+{
+	struct error e = {0};
+	struct clip_config c;
+	struct clip m;
+	struct run_options run = {"cpu", 1, 1, F32};
+	CHECK(device_open(&run, &ops, &dev, &e) == 0 && clip_preset("vit-b-32", &c, &e) == 0, "%s", e.text);
+	CHECK(clip_plan(&m, &c, ops, dev, 1, true, &e) == 0, "%s", e.text);
+	CHECK(params_count(&m.params) == 151277313, "vit-b-32 has %llu parameters", (unsigned long long)params_count(&m.params));
+	clip_free(&m);
+	device_close(ops, dev);
+}
+
 static void test_refusals(void)
 {
 	struct error e = {0};
@@ -214,6 +228,7 @@ int main(void)
 	test_golden(F32, 1e-4);
 	test_golden(BF16, 2e-2);
 	test_recipe();
+	test_count();
 	test_refusals();
 	weights_close(golden);
 	return check_done();

@@ -42,13 +42,16 @@ static void decoder_close(struct decoder *c)
 	free(c->codes);
 }
 
-/* Tokens of another dVAE mean other pictures: refused, never decoded. */
+/* Tokens of another dVAE mean other pictures: refused, never decoded.  A published decoder alone cannot be asked. */
 static int edit_header(struct header *h, const struct decoder *c, const char *file, struct error *e)
 {
 	const struct dvae_config *k = dvae_configuration(c->dvae);
+	bool known = dvae_id(c->dvae)[0];
 	if (need_image(h, file, e))
 		return -1;
-	if (strcmp(h->image.id, dvae_id(c->dvae)))
+	if (!known)
+		note(0, "%s: holds no encoder, so whether it fits the tokens of dVAE %s is not known", model_path, h->image.id);
+	if (known && strcmp(h->image.id, dvae_id(c->dvae)))
 		return fail(e, STATUS_BAD, "%s: image tokens are of dVAE %s, expected %s, which is %s", file, h->image.id,
 		            dvae_id(c->dvae), model_path);
 	if (h->image.grid_width != dvae_grid(k) || h->image.grid_height != dvae_grid(k) || h->image.size != k->codes)

@@ -156,6 +156,7 @@ need dvae-encode -m "$work/DVAE" --keep-pixels -o "$work/in.stream" "$work/text"
 need dalle-train -x tiny -n 1 -o "$work/DALLE" "$work/in.stream"
 need clip-train -x tiny -n 1 -o "$work/CLIP" "$work/in.stream"
 cp "$work/DVAE" "$work/in.model"
+echo '{"flops": 1e12}' >"$work/in.rates"
 need tok-dump -o "$work/in.json" "$work/in.stream"
 size=$(wc -c <"$work/in.stream")
 head -c $((size / 2)) "$work/in.stream" >"$work/cut.stream"
