@@ -431,17 +431,27 @@ void cpu_attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, co
 
 /* ---- one step of decoding ---- */
 
+/* What all tasks of a step share. */
 struct step {
 	enum dtype type;
-	int D, keys;
-	const int32_t *key; /* [keys]: states that the query sees */
-	size_t stride;      /* elements between states of the cache */
+	int D, text, window;
+	int taps;           /* offsets of the image keys that a query sees, where its sequence is that long */
+	const int32_t *tap; /* [taps], ascending */
+	size_t stride;      /* elements between states of a cache */
 };
 
-/* D elements at state `key` of the cache in f32: in place, or converted into row. */
-static VINLINE const float *step_row(float *row, const void *p, int32_t key, const struct step *s)
+/* The keys and values of one head that one query sees: n_text of the text, then those of its ring. */
+struct step_keys {
+	const void *text, *image; /* keys of text state 0 and of ring place 0 */
+	const int32_t *place;     /* [n - text] ring places */
+	int n;
+};
+
+/* D elements of key j (offset 0) or value j (offset H D) in f32: in place, or converted into row. */
+static VINLINE const float *step_row(float *row, const struct step_keys *k, int j, size_t offset, const struct step *s)
 {
-	const void *x = at_const(p, s->type, key * s->stride);
+	const void *x = j < s->text ? at_const(k->text, s->type, (size_t)j * s->stride + offset) :
+	                              at_const(k->image, s->type, (size_t)k->place[j - s->text] * s->stride + offset);
 	if (s->type == DT_F32)
 		return x;
 	row_to_f32(row, x, s->type, s->D);
@@ -449,25 +459,25 @@ static VINLINE const float *step_row(float *row, const void *p, int32_t key, con
 }
 
 /* y = softmax(q . k) v over the keys; score[keys], sum and row [D] are scratch. */
-CLONES static void step_head(void *y, const void *q, const void *k, const void *v, float *score, float *sum, float *row,
+CLONES static void step_head(void *y, const void *q, const struct step_keys *k, float *score, float *sum, float *row,
                              const struct step *s)
 {
-	size_t D = s->D;
+	size_t D = s->D, to_value = s->stride / 2;
 	float scale = 1.0f / sqrtf(D), top = -INFINITY, total = 0;
 	row_to_f32(sum, q, s->type, D);
-	for (int j = 0; j < s->keys; j++) {
-		const float *x = step_row(row, k, s->key[j], s);
+	for (int j = 0; j < k->n; j++) {
+		const float *x = step_row(row, k, j, 0, s);
 		vf dot = v_set(0);
 		for (size_t c = 0; c < D; c += VL)
 			dot += v_row(sum, c, D, 0) * v_row(x, c, D, 0);
 		score[j] = v_sum(dot) * scale;
 		top = score[j] > top ? score[j] : top;
 	}
-	for (size_t j = 0, n = s->keys; j < n; j += VL)
+	for (size_t j = 0, n = k->n; j < n; j += VL)
 		v_row_store(score, j, n, v_exp(v_row(score, j, n, -INFINITY) - top));
 	memset(sum, 0, D * sizeof(float));
-	for (int j = 0; j < s->keys; j++) {
-		const float *x = step_row(row, v, s->key[j], s);
+	for (int j = 0; j < k->n; j++) {
+		const float *x = step_row(row, k, j, to_value, s);
 		total += score[j];
 		for (size_t c = 0; c < D; c++)
 			sum[c] += score[j] * x[c];
@@ -477,34 +487,64 @@ CLONES static void step_head(void *y, const void *q, const void *k, const void *
 	row_from_f32(y, s->type, sum, D);
 }
 
-static int step_keys(int32_t *key, const struct attn_mask *m, int pos)
+/* Offsets of the image keys that the mask allows; the number of them. */
+static int step_taps(int32_t *tap, const struct attn_mask *m, int window)
 {
+	struct attn_mask one = *m;
 	int n = 0;
-	for (int k = 0; k <= pos; k++)
-		if (attn_allowed(m, pos, k))
-			key[n++] = k;
+	one.n_text = 0;
+	for (int o = 0; o < window; o++)
+		if (attn_allowed(&one, o, 0))
+			tap[n++] = o;
 	return n;
 }
 
-void cpu_attn_step(struct dev *d, void *y, void *cache, const void *qkv, int B, int H, int D, int pos,
-                   const struct attn_mask *m)
+/* Ring places of the keys of image state pos; the number of them. */
+static int step_places(int32_t *place, const struct step *s, int pos)
+{
+	int n = 0;
+	while (n < s->taps && s->tap[n] <= pos) {
+		place[n] = (pos - s->tap[n]) % s->window;
+		n++;
+	}
+	return n;
+}
+
+/* Head h of sequence b; scratch holds the ring places, then what step_head wants. */
+static void step_task(void *y, const struct attn_cache *c, const void *qkv, int context, int slot, int pos, size_t b,
+                      size_t h, float *scratch, const struct step *s)
+{
+	size_t part = s->stride / 2, D = s->D, bytes = D * dtype_bytes(s->type);
+	int32_t *place = (int32_t *)scratch;
+	float *score = scratch + s->taps, *sum = score + s->text + s->taps;
+	const void *q = at_const(qkv, s->type, b * 3 * part + h * D);
+	void *ring = at(c->image, s->type, (size_t)slot * s->window * s->stride + h * D);
+	void *own = at(ring, s->type, (size_t)(pos % s->window) * s->stride);
+	memcpy(own, at_const(q, s->type, part), bytes);
+	memcpy(at(own, s->type, part), at_const(q, s->type, 2 * part), bytes);
+	struct step_keys k = {.image = ring, .place = place, .n = s->text + step_places(place, s, pos),
+	                      .text = at_const(c->text, s->type, (size_t)context * s->text * s->stride + h * D)};
+	step_head(at(y, s->type, b * part + h * D), q, &k, score, sum, sum + D, s);
+}
+
+void cpu_attn_step(struct dev *d, void *y, const struct attn_cache *c, const void *qkv, const int32_t *context,
+                   const int32_t *slot, const int32_t *pos, int B, int H, int D, const struct attn_mask *m)
 {
 	struct scratch_mark mark = cpu_scratch_begin(d);
-	size_t part = (size_t)H * D, S = attn_length(m), each = cpu_round_up(pos + 1 + 2 * (size_t)D, 16);
+	size_t part = (size_t)H * D, most = m->n_text + c->window, each = cpu_round_up(c->window + most + 2 * (size_t)D, 16);
 	float *scratch = cpu_scratch(d, "attn_step", d->threads * each * sizeof(float));
-	int32_t *key = cpu_scratch(d, "attn_step", (pos + 1) * sizeof(int32_t));
-	struct step s = {.type = d->type, .D = D, .keys = key ? step_keys(key, m, pos) : 0, .key = key, .stride = 2 * part};
-	int tasks = scratch && key ? B * H : 0;
-#pragma omp parallel for num_threads(d->threads) if (part * B * s.keys > 65536)
+	int32_t *tap = cpu_scratch(d, "attn_step", c->window * sizeof(int32_t));
+	struct step s = {.type = d->type, .D = D, .text = m->n_text, .window = c->window, .tap = tap, .stride = 2 * part};
+	s.taps = tap ? step_taps(tap, m, c->window) : 0;
+	int tasks = scratch && tap ? B * H : 0;
+	/* Heads outside: samples of one caption that follow each other find its keys in the cache. */
+#pragma omp parallel for num_threads(d->threads) if (part * B * (s.text + s.taps) > 65536)
 	for (int task = 0; task < tasks; task++) {
-		size_t b = task / H, h = task % H;
-		const void *q = at_const(qkv, s.type, b * 3 * part + h * D);
-		void *own = at(cache, s.type, b * S * 2 * part + h * D);
-		float *score = scratch + cpu_thread() * each;
-		memcpy(at(own, s.type, pos * s.stride), at_const(q, s.type, part), D * dtype_bytes(s.type));
-		memcpy(at(own, s.type, pos * s.stride + part), at_const(q, s.type, 2 * part), D * dtype_bytes(s.type));
-		step_head(at(y, s.type, b * part + h * D), q, own, at(own, s.type, part), score, score + pos + 1,
-		          score + pos + 1 + D, &s);
+		size_t b = task % B, h = task / B;
+		if (pos[b] < 0)
+			memset(at(y, s.type, b * part + h * D), 0, D * dtype_bytes(s.type));
+		else
+			step_task(y, c, qkv, context[b], slot[b], pos[b], b, h, scratch + cpu_thread() * each, &s);
 	}
 	cpu_scratch_end(d, mark);
 }

@@ -78,7 +78,7 @@ void cpu_scratch_end(struct dev *d, struct scratch_mark m);
 /* Every entry of struct ops, by the file that defines its reference. */
 #define ENTRIES_CPU(X)                                                                             \
 	X(count) X(preferred) X(open) X(close) X(type) X(describe) X(memory) X(alloc) X(release)   \
-	X(put) X(get) X(copy2d) X(zero) X(sync)
+	X(put) X(get) X(copy2d) X(zero) X(sync) X(replay) X(record_begin) X(record_end)
 #define ENTRIES_ELEM(X)                                                                            \
 	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
 	X(pixels) X(embed_fwd) X(embed_bwd)

@@ -293,7 +293,7 @@ static int draw_inverse(const float *e, size_t n, double u)
 }
 
 /* -1: the row holds NaN or +infinity, or nothing finite. */
-static int draw_row(float *e, const float *x, uint64_t key, size_t V, const struct draw *how)
+static int draw_row(float *e, const float *x, uint64_t key, uint32_t position, size_t V, const struct draw *how)
 {
 	if (!draw_weights(e, x, V, how->temperature > 0 ? how->temperature : 1.0f))
 		return -1;
@@ -307,12 +307,12 @@ static int draw_row(float *e, const float *x, uint64_t key, size_t V, const stru
 		draw_cut(e, V, draw_threshold(e, V, 0, mass), 0, mass);
 	}
 	uint32_t bits[4];
-	philox(bits, how->seed, (uint32_t)key, (uint32_t)(key >> 32), how->position, RNG_SAMPLE);
+	philox(bits, how->seed, (uint32_t)key, (uint32_t)(key >> 32), position, RNG_SAMPLE);
 	return draw_inverse(e, V, (bits[0] + 0.5) * 0x1p-32);
 }
 
-void cpu_draw(struct dev *d, int32_t *token, const float *logits, const uint64_t *key, size_t rows, int V,
-              const struct draw *how)
+void cpu_draw(struct dev *d, int32_t *token, const float *logits, const uint64_t *key, const int32_t *position,
+              size_t rows, int V, const struct draw *how)
 {
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	float *e = cpu_scratch(d, "draw", (size_t)d->threads * V * sizeof(float));
@@ -321,7 +321,10 @@ void cpu_draw(struct dev *d, int32_t *token, const float *logits, const uint64_t
 	int bad = 0;
 #pragma omp parallel for num_threads(d->threads) if (rows > 1) reduction(| : bad)
 	for (size_t r = 0; r < rows; r++) {
-		int k = draw_row(e + (size_t)cpu_thread() * V, logits + r * V, key[r], V, how);
+		token[r] = -1;
+		if (position[r] < 0)
+			continue;
+		int k = draw_row(e + (size_t)cpu_thread() * V, logits + r * V, key[r], (uint32_t)position[r], V, how);
 		token[r] = k < 0 ? 0 : k;
 		bad |= k < 0;
 	}

@@ -46,7 +46,7 @@ enum {
  *          for k = 11) */
 enum attn_kind { ATTN_FULL, ATTN_CAUSAL, ATTN_ROW, ATTN_COLUMN, ATTN_CONV };
 struct attn_mask {
-	enum attn_kind kind; /* FULL and CAUSAL: n_text is S and the grid is 0 x 0 */
+	enum attn_kind kind; /* FULL: n_text is S and the grid is 0 x 0 */
 	int n_text, grid_w, grid_h;
 	int conv_k;       /* odd */
 	int conv_centred; /* 0: the paper's 66 taps for k = 11, 1: 61 */
@@ -70,6 +70,24 @@ static inline int attn_allowed(const struct attn_mask *m, int q, int k)
 	}
 }
 
+/* Keys and values kept while decoding.  Text states are stored once for all samples of a caption, image states in a
+ * ring of `window` per sequence: image state p lies at p % window. */
+struct attn_cache {
+	void *text;  /* T [contexts, n_text, 2, H, D] */
+	void *image; /* T [slots, window, 2, H, D] */
+	int window;  /* attn_window() or more */
+};
+/* How many image states, its own included, a later query can still reach; never more than the grid has. */
+static inline int attn_window(const struct attn_mask *m)
+{
+	int all = m->grid_w * m->grid_h, n = all;
+	if (m->kind == ATTN_ROW)
+		n = m->grid_w + 1;
+	else if (m->kind == ATTN_CONV)
+		n = (m->conv_k + 1) / 2 * m->grid_w;
+	return n < all ? n : all;
+}
+
 struct adamw {
 	float lr, beta1, beta2, eps, decay; /* decay: w -= lr * decay * w, decoupled */
 	float v_max;   /* running variance is clipped to this before use and storing; 0: no clip (C24) */
@@ -86,7 +104,6 @@ struct draw {
 	int top_k;         /* 0: all */
 	float top_p;       /* 1: all */
 	uint64_t seed;     /* u = philox(seed, key lo, key hi, position, RNG_SAMPLE)[0] */
-	uint32_t position;
 };
 
 struct dev; /* an opened device with its scratch memory and sticky error */
@@ -115,6 +132,13 @@ struct ops {
 	               size_t bytes, size_t rows);
 	void (*zero)(struct dev *d, void *p, size_t bytes);
 	int (*sync)(struct dev *d, char *err, size_t n); /* 0, or -1 with "op: reason"; clears the error */
+	/* Recorded work, for devices where queueing costs more than computing: what is queued between record_begin and
+	 * record_end runs once and is kept under `id` (in place of what was there).  replay queues it again, with the
+	 * same pointers and sizes, so that inputs change only through device memory, and returns 1: the caller
+	 * skips its calls.  0: nothing is kept under id (the CPU keeps nothing). */
+	int (*replay)(struct dev *d, int id);
+	void (*record_begin)(struct dev *d, int id);
+	void (*record_end)(struct dev *d, int id);
 
 	/* ---- elementwise; n elements ---- */
 
@@ -181,10 +205,13 @@ struct ops {
 	                 const struct attn_mask *m);
 	void (*attn_bwd)(struct dev *d, void *dqkv /*T*/, const void *dy, const void *qkv, const void *y, const float *lse,
 	                 int B, int H, int D, const struct attn_mask *m);
-	/* One step of decoding: qkv[B,3,H,D] of state `pos`; its key and value are stored in
-	 * cache[B,S,2,H,D] and y[B,H,D] attends to the states <= pos that the mask allows. */
-	void (*attn_step)(struct dev *d, void *y /*T*/, void *cache /*T*/, const void *qkv /*T*/, int B, int H, int D,
-	                  int pos, const struct attn_mask *m);
+	/* One image state for each of B sequences, each at its own place: qkv[B,3,H,D] of sequence b is image state pos[b]
+	 * (0 .. grid_w * grid_h - 1) of caption context[b], its ring is slot[b].  Its key and value are stored first, then
+	 * y[B,H,D] attends to all text states and to the image states that the mask allows.  context, slot and
+	 * pos [B] are device memory, no slot comes twice.  pos[b] < 0: row b is idle, y[b] is 0, nothing is stored. */
+	void (*attn_step)(struct dev *d, void *y /*T*/, const struct attn_cache *c, const void *qkv /*T*/,
+	                  const int32_t *context, const int32_t *slot, const int32_t *pos, int B, int H, int D,
+	                  const struct attn_mask *m);
 
 	/* ---- losses and draws ---- */
 
@@ -220,9 +247,10 @@ struct ops {
 	                      float floor, float scale);
 	/* rgb[n_pixels,3] = round(255 clamp((sigmoid(mu) - shift) / scale)) from out[n_pixels,6] (B13). */
 	void (*reconstruct)(struct dev *d, uint8_t *rgb, const float *out, size_t n_pixels, float scale, float shift);
-	/* token[r] drawn from logits[r,:]; key[r] identifies the sample.  See struct draw. */
-	void (*draw)(struct dev *d, int32_t *token, const float *logits, const uint64_t *key, size_t rows, int V,
-	             const struct draw *how);
+	/* token[r] drawn from logits[r,:]; key[r] identifies the sample, position[r] the draw.  See struct draw.  A position
+	 * < 0 gives token -1 and its row is not looked at. */
+	void (*draw)(struct dev *d, int32_t *token, const float *logits, const uint64_t *key, const int32_t *position,
+	             size_t rows, int V, const struct draw *how);
 
 	/* ---- optimizer ---- */
 

@@ -156,20 +156,45 @@ void stack_layout(struct stack *s, struct arena *a, enum stack_use use, int B, i
 		layout_shared(s, a, rows);
 }
 
-void stack_layout_decode(struct stack *s, struct arena *a, int B, int S, size_t rows)
+static size_t cache_state_bytes(const struct stack *s)
 {
-	size_t t = dtype_bytes(s->params->ops->type(s->params->dev));
-	s->S = S;
-	layout_shared(s, a, rows > (size_t)B ? rows : (size_t)B);
-	for (int i = 0; i < s->c.layers; i++)
-		s->layer[i].cache = arena_take_n(a, (size_t)B * (size_t)S, 2 * (size_t)s->c.width * t);
+	return 2 * (size_t)s->c.width * dtype_bytes(s->params->ops->type(s->params->dev));
+}
+
+void stack_layout_decode(struct stack *s, struct arena *a, const struct stack_decode *n)
+{
+	size_t state = cache_state_bytes(s);
+	s->S = attn_length(&s->layer[0].mask);
+	layout_shared(s, a, n->prefill_rows > (size_t)n->rows ? n->prefill_rows : (size_t)n->rows);
+	for (int i = 0; i < s->c.layers; i++) {
+		const struct attn_mask *m = &s->layer[i].mask;
+		struct attn_cache *cache = &s->layer[i].cache;
+		cache->window = attn_window(m);
+		cache->text = arena_take_n(a, (size_t)n->contexts * (size_t)m->n_text, state);
+		cache->image = arena_take_n(a, (size_t)n->slots * (size_t)cache->window, state);
+	}
+}
+
+void stack_cache_bytes(const struct stack *s, const struct stack_decode *n, uint64_t *text, uint64_t *image)
+{
+	uint64_t state = cache_state_bytes(s);
+	*text = *image = 0;
+	for (int i = 0; i < s->c.layers; i++) {
+		*text += state * (uint64_t)n->contexts * (uint64_t)s->layer[i].mask.n_text;
+		*image += state * (uint64_t)n->slots * (uint64_t)attn_window(&s->layer[i].mask);
+	}
 }
 
 /* ---- forward ---- */
 
-/* Everything of the attention resblock but its last product; `step` < 0 for whole sequences. */
+/* Where the rows of a decoding step are: device arrays (B). */
+struct places {
+	const int32_t *context, *slot, *pos;
+};
+
+/* Everything of the attention resblock but its last product; `at` NULL for whole sequences. */
 static void attention_inner(const struct stack *s, const struct stack_layer *l, int B, int S, const struct attn_mask *m,
-                            int step)
+                            const struct places *at)
 {
 	const struct ops *ops = s->params->ops;
 	struct dev *d = s->params->dev;
@@ -177,10 +202,10 @@ static void attention_inner(const struct stack *s, const struct stack_layer *l, 
 	size_t rows = (size_t)B * (size_t)S;
 	ops->norm_fwd(d, l->n1, l->mean1, l->rstd1, l->x1, l->norm1_w->w, l->norm1_b->w, rows, C, 0); /* (rows, C) */
 	ops->linear_fwd(d, l->qkv, l->n1, l->qkv_w->t, l->qkv_b->w, rows, C, 3 * C, 0);               /* (rows, 3C) */
-	if (step < 0)
-		ops->attn_fwd(d, l->att, l->lse, l->qkv, B, H, C / H, m);                              /* (rows, C) */
+	if (at)
+		ops->attn_step(d, l->att, &l->cache, l->qkv, at->context, at->slot, at->pos, B, H, C / H, m); /* (B, C) */
 	else
-		ops->attn_step(d, l->att, l->cache, l->qkv, B, H, C / H, step, m);                     /* (B, C) */
+		ops->attn_fwd(d, l->att, l->lse, l->qkv, B, H, C / H, m);                              /* (rows, C) */
 }
 
 static void mlp_inner(const struct stack *s, const struct stack_layer *l, size_t rows)
@@ -203,12 +228,12 @@ static void add_product(const struct stack *s, float *y, const float *x, const v
 	ops->linear_fwd(s->params->dev, y, a, w->t, b->w, rows, in, s->c.width, OP_ADD);
 }
 
-static void layer_forward(const struct stack *s, int i, int B, int S, const struct attn_mask *m, int step)
+static void layer_forward(const struct stack *s, int i, int B, int S, const struct attn_mask *m, const struct places *at)
 {
 	const struct stack_layer *l = &s->layer[i];
 	float *next = i + 1 < s->c.layers ? s->layer[i + 1].x1 : s->h;
 	size_t rows = (size_t)B * (size_t)S;
-	attention_inner(s, l, B, S, m, step);
+	attention_inner(s, l, B, S, m, at);
 	add_product(s, l->x2, l->x1, l->att, l->out_w, l->out_b, rows, s->c.width); /* (rows, C) */
 	mlp_inner(s, l, rows);
 	add_product(s, next, l->x2, l->a, l->down_w, l->down_b, rows, s->c.hidden); /* (rows, C) */
@@ -222,7 +247,7 @@ float *stack_input(const struct stack *s)
 const float *stack_forward(struct stack *s, int B)
 {
 	for (int i = 0; i < s->c.layers; i++)
-		layer_forward(s, i, B, s->S, &s->layer[i].mask, -1);
+		layer_forward(s, i, B, s->S, &s->layer[i].mask, NULL);
 	return s->h;
 }
 
@@ -274,7 +299,7 @@ void stack_backward(struct stack *s, float *dh, int B)
 			mlp_inner(s, l, rows);
 		mlp_backward(s, l, dh, rows);
 		if (s->c.recompute)
-			attention_inner(s, l, B, s->S, &l->mask, -1);
+			attention_inner(s, l, B, s->S, &l->mask, NULL);
 		attention_backward(s, l, dh, B);
 	}
 }
@@ -283,41 +308,65 @@ void stack_backward(struct stack *s, float *dh, int B)
 
 /* The layer's mask for sequences that end after `image_rows` rows of the picture: raster order makes it the same
  * mask with a lower grid.  Text alone is plain causal (C12). */
-static struct attn_mask shortened(const struct attn_mask *m, int n_text, int grid_w, int image_rows)
+static struct attn_mask shortened(const struct attn_mask *m, int image_rows)
 {
 	struct attn_mask r = *m;
-	if (m->kind == ATTN_CAUSAL || image_rows == 0)
-		return (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = n_text + grid_w * image_rows};
+	if (image_rows == 0)
+		return (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = m->n_text};
 	r.grid_h = image_rows;
 	return r;
 }
 
-/* Keys and values (the last 2C of each state's 3C) of the first n states into one sequence's cache. */
-static void fill_cache(const struct stack *s, const struct stack_layer *l, int from, int n, int to)
+/* Keys and values (the last 2C of each state's 3C) of n states, from row `from` of qkv on, to `to`. */
+static void keep_states(const struct stack *s, const struct stack_layer *l, void *to, size_t from, size_t n)
 {
 	const struct ops *ops = s->params->ops;
-	size_t c = (size_t)s->c.width * dtype_bytes(ops->type(s->params->dev));
-	const char *src = (const char *)l->qkv + (size_t)from * (size_t)n * 3 * c + c;
-	char *dst = (char *)l->cache + (size_t)to * (size_t)s->S * 2 * c;
-	ops->copy2d(s->params->dev, dst, 2 * c, src, 3 * c, 2 * c, (size_t)n);
+	size_t two = cache_state_bytes(s), c = two / 2;
+	const char *src = (const char *)l->qkv + from * 3 * c + c;
+	ops->copy2d(s->params->dev, to, two, src, 3 * c, two, n);
 }
 
-void stack_prefill(struct stack *s, int B, int n_text, int grid_w, int image_rows, const int *first)
+/* The last image states of `images`, as many as the ring holds, each to its place; `from` is the row of image state 0. */
+static void keep_images(const struct stack *s, const struct stack_layer *l, int slot, size_t from, int images)
 {
-	int n = n_text + grid_w * image_rows;
-	for (int i = 0; i < s->c.layers; i++) {
-		const struct stack_layer *l = &s->layer[i];
-		struct attn_mask m = shortened(&l->mask, n_text, grid_w, image_rows);
-		layer_forward(s, i, B, n, &m, -1);
-		for (int b = 0; b < B; b++)
-			for (int to = first[b]; to < first[b + 1]; to++)
-				fill_cache(s, l, b, n, to);
+	int window = l->cache.window, first = images > window ? images - window : 0;
+	for (int p = first, n; p < images; p += n) {
+		int place = p % window;
+		n = images - p < window - place ? images - p : window - place;
+		char *to = (char *)l->cache.image + ((size_t)slot * (size_t)window + (size_t)place) * cache_state_bytes(s);
+		keep_states(s, l, to, from + (size_t)p, (size_t)n);
 	}
 }
 
-const float *stack_step(struct stack *s, int B, int pos)
+void stack_prefill(struct stack *s, int B, int image_rows, const int32_t *context, const int32_t *slot)
 {
+	for (int i = 0; i < s->c.layers; i++) {
+		const struct stack_layer *l = &s->layer[i];
+		struct attn_mask m = shortened(&l->mask, image_rows);
+		size_t n = (size_t)attn_length(&m), text = (size_t)l->mask.n_text;
+		layer_forward(s, i, B, (int)n, &m, NULL);
+		for (int b = 0; b < B; b++) {
+			char *to = (char *)l->cache.text + (size_t)context[b] * text * cache_state_bytes(s);
+			keep_states(s, l, to, (size_t)b * n, text);
+			keep_images(s, l, slot[b], (size_t)b * n + text, (int)(n - text));
+		}
+	}
+}
+
+void stack_copy_slot(const struct stack *s, int to, int from)
+{
+	for (int i = 0; i < s->c.layers; i++) {
+		const struct attn_cache *c = &s->layer[i].cache;
+		size_t bytes = (size_t)c->window * cache_state_bytes(s);
+		char *p = c->image;
+		s->params->ops->copy2d(s->params->dev, p + (size_t)to * bytes, bytes, p + (size_t)from * bytes, bytes, bytes, 1);
+	}
+}
+
+const float *stack_step(struct stack *s, int B, const int32_t *context, const int32_t *slot, const int32_t *pos)
+{
+	const struct places at = {context, slot, pos};
 	for (int i = 0; i < s->c.layers; i++)
-		layer_forward(s, i, B, 1, &s->layer[i].mask, pos);
+		layer_forward(s, i, B, 1, &s->layer[i].mask, &at);
 	return s->h;
 }

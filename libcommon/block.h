@@ -53,7 +53,7 @@ struct stack_layer {
 	void *att;             /* (B, S, H, D) T attention's result */
 	float *lse;            /* (B, H, S) */
 	void *u, *a;           /* (rows, F) T before and after the activation */
-	void *cache;           /* (B, S, 2, H, D) T keys and values, decoding only */
+	struct attn_cache cache; /* decoding only: (contexts, N_T, 2, H, D) and (slots, window, 2, H, D) T */
 };
 
 struct stack {
@@ -88,13 +88,25 @@ void stack_backward(struct stack *s, float *dh, int B);
 
 /* ---- decoding with key/value caches ---- */
 
-/* Take caches for B sequences of S positions, and activations for single steps of them and for prefills of at
- * most `rows` states. */
-void stack_layout_decode(struct stack *s, struct arena *a, int B, int S, size_t rows);
-/* The first n = n_text + grid_w * image_rows states of B sequences at once, from stack_input (B, n, C); sequence b's
- * keys and values are put into the caches first[b] .. first[b + 1] - 1. */
-void stack_prefill(struct stack *s, int B, int n_text, int grid_w, int image_rows, const int *first);
-/* State `pos` of B sequences: stack_input (B, C) to the returned (B, C). */
-const float *stack_step(struct stack *s, int B, int pos);
+/* A stack whose masks have text and a grid decodes many image sequences at once.  The text of a caption is a context, kept
+ * once for all sequences of it; every sequence has a slot, in which each layer keeps the image states that its
+ * mask still reaches (G3). */
+struct stack_decode {
+	int contexts, slots;
+	int rows;            /* most sequences in one step */
+	size_t prefill_rows; /* most states in one stack_prefill */
+};
+/* Take caches, and activations for steps and prefills. */
+void stack_layout_decode(struct stack *s, struct arena *a, const struct stack_decode *n);
+/* What the caches take of it, in bytes. */
+void stack_cache_bytes(const struct stack *s, const struct stack_decode *n, uint64_t *text, uint64_t *image);
+/* The first n = N_T + grid_w * image_rows states of B sequences at once, from stack_input (B, n, C).  Sequence b's text
+ * goes into context[b], its image states into slot[b]; both are host arrays. */
+void stack_prefill(struct stack *s, int B, int image_rows, const int32_t *context, const int32_t *slot);
+/* Slot `to` becomes a copy of slot `from`. */
+void stack_copy_slot(const struct stack *s, int to, int from);
+/* One image state of each of B sequences: stack_input (B, C) to the returned (B, C).  Sequence b is at image state
+ * pos[b] of context[b] and has slot[b]: device arrays, see attn_step of ops.h. */
+const float *stack_step(struct stack *s, int B, const int32_t *context, const int32_t *slot, const int32_t *pos);
 
 #endif

@@ -41,11 +41,11 @@ const struct dalle_preset *dalle_preset_find(const char *name)
 
 struct attn_mask dalle_mask_of(const struct dalle_config *c, int i)
 {
-	if (c->mask == DALLE_MASK_DENSE)
-		return (struct attn_mask){.kind = ATTN_CAUSAL, .n_text = dalle_length(c)};
 	struct attn_mask m = {.kind = ATTN_ROW, .n_text = c->text_length, .grid_w = c->grid_w, .grid_h = c->grid_h,
 	                      .conv_k = c->conv_k, .conv_centred = c->conv_centred};
-	if (i == c->layers - 1)
+	if (c->mask == DALLE_MASK_DENSE)
+		m.kind = ATTN_CAUSAL;
+	else if (i == c->layers - 1)
 		m.kind = ATTN_CONV;
 	else if (i % 4 == 1)
 		m.kind = ATTN_COLUMN;

@@ -398,6 +398,11 @@ int writer_put(struct writer *w, const struct record *rec, struct error *e)
 	return frame_full(w) ? writer_flush(w, e) : 0;
 }
 
+bool writer_kept(const struct writer *w)
+{
+	return frames_kept(w->frames);
+}
+
 /* The end record joins the last frame. */
 static int writer_finish(struct writer *w, struct error *e)
 {

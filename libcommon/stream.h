@@ -131,6 +131,8 @@ struct writer *writer_open(const char *path, const struct header *h, int level, 
 int writer_put(struct writer *w, const struct record *rec, struct error *e);
 /* Write what is buffered as a frame of its own now, so that a reader on a pipe sees it. */
 int writer_flush(struct writer *w, struct error *e);
+/* Whether what is written goes to a new regular file: nobody waits for it, so that large frames are best. */
+bool writer_kept(const struct writer *w);
 /* End record, last frame, seek table, fsync and rename or close; frees w in every case. */
 int writer_close(struct writer *w, struct error *e);
 void writer_abort(struct writer *w); /* no end record; a file does not appear */

@@ -116,33 +116,81 @@ static void check_shape(const struct shape *s, int by_differences)
 	free(want_lse);
 }
 
-/* Step by step over all positions equals the naive whole. */
+/* A window that holds no less than what a later state needs, and no more. */
+static void check_window(const struct attn_mask *m, const char *what)
+{
+	int all = m->grid_w * m->grid_h, reach = 0;
+	struct attn_mask image = *m;
+	image.n_text = 0;
+	for (int o = 0; o < all; o++)
+		if (attn_allowed(&image, all - 1, all - 1 - o))
+			reach = o + 1;
+	int w = attn_window(m);
+	CHECK(w >= reach && w <= all && (m->kind != ATTN_ROW || w == reach), "%s: window %d of reach %d", what, w, reach);
+}
+
+/* Sequences of two captions, each at its own place and in a slot out of order: step by step as the naive whole.  Every
+ * fourth call has an idle row in place of one sequence. */
 static void check_step(const struct shape *s)
 {
-	size_t S = attn_length(&s->m), width = (size_t)s->H * s->D;
+	enum { SEQUENCES = 5, CONTEXTS = 3 };
+	static const int32_t context[SEQUENCES] = {2, 0, 2, 0, 2}, slot[SEQUENCES] = {3, 0, 4, 1, 2}, lead[SEQUENCES] = {0, 2, 1, 0, 5};
+	size_t width = (size_t)s->H * s->D, S = attn_length(&s->m), text = s->m.n_text, images = S - text, window = attn_window(&s->m);
+	struct shape whole = *s;
+	whole.B = SEQUENCES;
 	char name[128], what[192];
 	snprintf(what, sizeof what, "attn_step %s", mask_name(s, name, sizeof name));
-	struct tensor qkv = tensor_random(T, s->B * S * 3 * width, -2, 2), cache = tensor_output(T, s->B * S * 2 * width);
-	struct tensor one = tensor_new(T, s->B * 3 * width), y = tensor_output(T, s->B * width);
-	double *want = must(calloc(s->B * S * width, sizeof *want)), *got = must(calloc(s->B * S * width, sizeof *got));
-	naive_attn(want, NULL, qkv.v, s);
-	for (size_t pos = 0; pos < S; pos++) {
-		for (size_t b = 0; b < (size_t)s->B; b++)
-			memcpy(one.v + b * 3 * width, qkv.v + (b * S + pos) * 3 * width, 3 * width * sizeof *want);
-		tensor_put(&one);
-		ops->attn_step(dev, y.p, cache.p, one.p, s->B, s->H, s->D, pos, &s->m);
-		tensor_get(&y, what);
-		for (size_t b = 0; b < (size_t)s->B; b++)
-			memcpy(got + (b * S + pos) * width, y.v + b * width, width * sizeof *want);
+	check_window(&s->m, what);
+	struct tensor qkv = tensor_random(T, SEQUENCES * S * 3 * width, -2, 2), keys = tensor_new(T, CONTEXTS * text * 2 * width);
+	struct tensor ring = tensor_output(T, SEQUENCES * window * 2 * width);
+	struct tensor one = tensor_new(T, SEQUENCES * 3 * width), y = tensor_output(T, SEQUENCES * width);
+	double *want = must(calloc(SEQUENCES * S * width, sizeof *want)), *got = must(calloc(SEQUENCES * S * width, sizeof *got));
+	/* Sequences of one caption share its text. */
+	for (size_t b = 0; b < SEQUENCES; b++) {
+		memcpy(qkv.v + b * S * 3 * width, qkv.v + (b % 2) * S * 3 * width, text * 3 * width * sizeof *want);
+		for (size_t i = 0; i < text; i++)
+			memcpy(keys.v + (context[b] * text + i) * 2 * width, qkv.v + (b * S + i) * 3 * width + width, 2 * width * sizeof *want);
 	}
-	tensor_get(&cache, what);
-	double e = distance(got, want, s->B * S * width, T);
+	tensor_put(&qkv), tensor_put(&keys);
+	naive_attn(want, NULL, qkv.v, &whole);
+	int32_t pos[SEQUENCES] = {0};
+	int32_t *d_context = ints_put(context, SEQUENCES), *d_slot = ints_put(slot, SEQUENCES), *d_pos = ints_put(pos, SEQUENCES);
+	struct attn_cache cache = {keys.p, ring.p, (int)window};
+	int idle_bad = 0, done[SEQUENCES] = {0};
+	for (size_t round = 0, left = 1; left; round++) {
+		left = 0;
+		for (size_t b = 0; b < SEQUENCES; b++) {
+			int idle = round < (size_t)lead[b] || done[b] == (int)images || round % 4 == b;
+			pos[b] = idle ? -1 : done[b];
+			left |= done[b] < (int)images;
+			for (size_t c = 0; c < 3 * width; c++)
+				one.v[b * 3 * width + c] = idle ? NAN : qkv.v[(b * S + text + pos[b]) * 3 * width + c];
+		}
+		tensor_put(&one);
+		ops->put(dev, d_pos, pos, sizeof pos);
+		ops->attn_step(dev, y.p, &cache, one.p, d_context, d_slot, d_pos, SEQUENCES, s->H, s->D, &s->m);
+		tensor_get(&y, what);
+		for (size_t b = 0; b < SEQUENCES; b++) {
+			for (size_t c = 0; c < width && pos[b] < 0; c++)
+				idle_bad += y.v[b * width + c] != 0;
+			if (pos[b] >= 0)
+				memcpy(got + (b * S + text + done[b]++) * width, y.v + b * width, width * sizeof *want);
+		}
+	}
+	double e = 0;
+	for (size_t b = 0; b < SEQUENCES; b++)
+		e = fmax(e, distance(got + (b * S + text) * width, want + (b * S + text) * width, images * width, T));
 	CHECK(e <= bound(T), "%s (%s): off by %.3g", what, type_names[T], e);
+	CHECK(idle_bad == 0, "%s: idle rows are zero", what);
+	tensor_get(&ring, what);
 	int same = 1;
-	for (size_t r = 0; r < s->B * S; r++)
-		same &= !memcmp(cache.v + r * 2 * width, qkv.v + r * 3 * width + width, 2 * width * sizeof *want);
-	CHECK(same, "%s: the cache holds the keys and values", what);
-	tensor_free(&qkv), tensor_free(&cache), tensor_free(&one), tensor_free(&y);
+	for (size_t b = 0; b < SEQUENCES; b++)
+		for (size_t p = images > window ? images - window : 0; p < images; p++)
+			same &= !memcmp(ring.v + (slot[b] * window + p % window) * 2 * width,
+			                qkv.v + (b * S + text + p) * 3 * width + width, 2 * width * sizeof *want);
+	CHECK(same, "%s: the rings hold the last keys and values", what);
+	ops->release(dev, d_context), ops->release(dev, d_slot), ops->release(dev, d_pos);
+	tensor_free(&qkv), tensor_free(&keys), tensor_free(&ring), tensor_free(&one), tensor_free(&y);
 	free(want);
 	free(got);
 }
@@ -156,7 +204,7 @@ static const struct attn_mask masks[] = {
 };
 /* Sizes with many tiles, analytic backward. */
 static const struct attn_mask large_masks[] = {
-	{ATTN_FULL, 77, 0, 0, 0, 0}, {ATTN_CAUSAL, 255, 0, 0, 0, 0}, {ATTN_ROW, 40, 16, 17, 0, 0},
+	{ATTN_FULL, 77, 0, 0, 0, 0}, {ATTN_CAUSAL, 255, 0, 0, 0, 0}, {ATTN_CAUSAL, 19, 12, 9, 0, 0}, {ATTN_ROW, 40, 16, 17, 0, 0},
 	{ATTN_COLUMN, 33, 16, 12, 0, 0}, {ATTN_CONV, 64, 32, 9, 11, 0}, {ATTN_CONV, 31, 16, 16, 7, 1},
 };
 
@@ -165,13 +213,13 @@ static void check_all_masks(void)
 	for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
 		struct shape s = {.B = 2, .H = 2, .D = 3, .m = masks[i]};
 		check_shape(&s, 1);
-		if (masks[i].kind != ATTN_FULL)
+		if (masks[i].grid_w)
 			check_step(&s);
 	}
 	for (size_t i = 0; i < sizeof large_masks / sizeof *large_masks; i++) {
 		struct shape s = {.B = 1, .H = 2, .D = i % 2 ? 64 : 17, .m = large_masks[i]};
 		check_shape(&s, 0);
-		if (large_masks[i].kind != ATTN_FULL)
+		if (large_masks[i].grid_w)
 			check_step(&s);
 	}
 }
@@ -272,6 +320,7 @@ static void check_paper_masks(void)
 {
 	struct attn_mask row = {ATTN_ROW, 256, 32, 32, 0, 0}, column = {ATTN_COLUMN, 256, 32, 32, 0, 0};
 	struct attn_mask conv = {ATTN_CONV, 256, 32, 32, 11, 0}, centred = {ATTN_CONV, 256, 32, 32, 11, 1};
+	CHECK(attn_window(&row) == 33 && attn_window(&column) == 1024 && attn_window(&conv) == 192, "windows");
 	CHECK(image_taps(&row, 1279) == 33, "row: 33 taps");
 	CHECK(image_taps(&column, 1279) == 32, "column: 32 taps");
 	CHECK(image_taps(&conv, 1279) == 66 && image_taps(&centred, 1279) == 61, "conv: 66 taps, centred 61");

@@ -307,10 +307,10 @@ static void naive_kept(double *p, const double *x, int V, const struct draw *how
 	free(order);
 }
 
-static int naive_draw(const double *p, int V, uint64_t key, const struct draw *how, double *margin)
+static int naive_draw(const double *p, int V, uint64_t key, int32_t position, const struct draw *how, double *margin)
 {
 	uint32_t bits[4];
-	philox(bits, how->seed, (uint32_t)key, (uint32_t)(key >> 32), how->position, RNG_SAMPLE);
+	philox(bits, how->seed, (uint32_t)key, (uint32_t)(key >> 32), (uint32_t)position, RNG_SAMPLE);
 	double u = (bits[0] + 0.5) / 4294967296.0, sum = 0;
 	int token = -1;
 	*margin = 1;
@@ -323,41 +323,52 @@ static int naive_draw(const double *p, int V, uint64_t key, const struct draw *h
 	return token;
 }
 
-static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, size_t rows, int V,
+static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, const int32_t *position, size_t rows, int V,
                      const struct draw *how)
 {
 	uint64_t *device_key = must(ops->alloc(dev, rows * sizeof *key));
 	int32_t *device = must(ops->alloc(dev, rows * sizeof *token));
 	ops->put(dev, device_key, key, rows * sizeof *key);
-	ops->draw(dev, device, x->p, device_key, rows, V, how);
+	int32_t *device_position = ints_put(position, rows);
+	ops->draw(dev, device, x->p, device_key, device_position, rows, V, how);
 	ops->get(dev, token, device, rows * sizeof *token);
 	ops->release(dev, device);
 	ops->release(dev, device_key);
+	ops->release(dev, device_position);
 }
 
-/* Token by token equal to the definition, except within 1e-5 of a boundary of the distribution. */
+/* Token by token equal to the definition, except within 1e-5 of a boundary of the distribution; every tenth row is
+ * idle and holds rubbish. */
 static void check_draw(int V, float temperature, int top_k, float top_p)
 {
 	enum { ROWS = 200 };
-	struct draw how = {temperature, top_k, top_p, 0x123456789abcdefull, 17};
+	struct draw how = {temperature, top_k, top_p, 0x123456789abcdefull};
 	struct tensor x = tensor_random(DT_F32, (size_t)ROWS * V, -3, 3);
 	uint64_t key[ROWS];
-	int32_t token[ROWS];
+	int32_t token[ROWS], position[ROWS];
 	double *p = must(calloc(V, sizeof *p)), margin;
 	int bad = 0, alone = 0, doubtful = 0;
-	for (int r = 0; r < ROWS; r++)
-		key[r] = r * 0x100000001ull;
-	run_draw(token, &x, key, ROWS, V, &how);
 	for (int r = 0; r < ROWS; r++) {
+		key[r] = r * 0x100000001ull;
+		position[r] = r % 10 == 9 ? -1 : 17 * r;
+		x.v[(size_t)r * V] = position[r] < 0 ? NAN : x.v[(size_t)r * V];
+	}
+	tensor_put(&x);
+	run_draw(token, &x, key, position, ROWS, V, &how);
+	for (int r = 0; r < ROWS; r++) {
+		if (position[r] < 0) {
+			bad += token[r] != -1;
+			continue;
+		}
 		naive_kept(p, x.v + (size_t)r * V, V, &how);
-		int want = naive_draw(p, V, key[r], &how, &margin);
+		int want = naive_draw(p, V, key[r], position[r], &how, &margin);
 		bad += want != token[r] && margin > 1e-5;
 		doubtful += margin <= 1e-5;
 		if (r % 50 == 0) {
 			struct tensor one = x;
 			int32_t single;
 			one.p = (float *)x.p + (size_t)r * V;
-			run_draw(&single, &one, key + r, 1, V, &how);
+			run_draw(&single, &one, key + r, position + r, 1, V, &how);
 			alone += single != token[r];
 		}
 	}
@@ -376,27 +387,27 @@ static void check_draw_ends(void)
 	tensor_put(&x);
 	int counts[6] = {0};
 	uint64_t key = 0;
-	int32_t token;
-	struct draw how = {0, 0, 1, 1, 1};
-	run_draw(&token, &x, &key, 1, 6, &how);
+	int32_t token, position = 1;
+	struct draw how = {0, 0, 1, 1};
+	run_draw(&token, &x, &key, &position, 1, 6, &how);
 	CHECK(token == 1, "greedy: lowest index on ties");
-	how = (struct draw){1, 2, 1, 5, 0};
+	how = (struct draw){1, 2, 1, 5};
 	for (key = 0; key < 400; key++)
-		run_draw(&token, &x, &key, 1, 6, &how), counts[token]++;
+		run_draw(&token, &x, &key, &position, 1, 6, &how), counts[token]++;
 	CHECK(counts[1] + counts[2] == 400 && counts[1] > 140 && counts[2] > 140, "top-k 2 of three equal: the first two");
-	how = (struct draw){1, 0, 1e-6f, 5, 0};
+	how = (struct draw){1, 0, 1e-6f, 5};
 	for (key = 0; key < 20; key++) {
-		run_draw(&token, &x, &key, 1, 6, &how);
+		run_draw(&token, &x, &key, &position, 1, 6, &how);
 		CHECK(token == 1, "top-p near 0 is greedy");
 	}
-	how = (struct draw){1, 0, 1, 5, 0};
+	how = (struct draw){1, 0, 1, 5};
 	for (key = 0, counts[3] = 0; key < 400; key++)
-		run_draw(&token, &x, &key, 1, 6, &how), counts[3] += token == 3;
+		run_draw(&token, &x, &key, &position, 1, 6, &how), counts[3] += token == 3;
 	CHECK(counts[3] == 0, "a logit of -infinity is never drawn");
 	x.v[2] = NAN;
 	tensor_put(&x);
 	key = 0;
-	run_draw(&token, &x, &key, 1, 6, &how);
+	run_draw(&token, &x, &key, &position, 1, 6, &how);
 	char err[256] = "";
 	CHECK(ops->sync(dev, err, sizeof err) == -1 && strstr(err, "draw"), "NaN among the logits is an error: %s", err);
 	tensor_free(&x);
@@ -408,16 +419,16 @@ static void check_draw_frequencies(void)
 	enum { ROWS = 40000, V = 12 };
 	struct tensor x = tensor_new(DT_F32, (size_t)ROWS * V);
 	uint64_t *key = must(calloc(ROWS, sizeof *key));
-	int32_t *token = must(calloc(ROWS, sizeof *token));
+	int32_t *token = must(calloc(ROWS, sizeof *token)), *position = must(calloc(ROWS, sizeof *position));
 	double p[V], count[V] = {0}, chi2 = 0;
 	for (size_t i = 0; i < x.n; i++)
 		x.v[i] = sin(1.0 + i % V) * 2;
 	for (int r = 0; r < ROWS; r++)
 		key[r] = r;
 	tensor_put(&x);
-	struct draw how = {0.8f, 9, 0.95f, 31, 1023};
+	struct draw how = {0.8f, 9, 0.95f, 31};
 	naive_kept(p, x.v, V, &how);
-	run_draw(token, &x, key, ROWS, V, &how);
+	run_draw(token, &x, key, position, ROWS, V, &how);
 	int outside = 0;
 	for (int r = 0; r < ROWS; r++)
 		outside += p[token[r]] == 0, count[token[r]]++;
@@ -425,7 +436,7 @@ static void check_draw_frequencies(void)
 		chi2 += p[k] > 0 ? pow(count[k] - ROWS * p[k], 2) / (ROWS * p[k]) : 0;
 	CHECK(outside == 0 && chi2 < 40, "draws follow the kept probabilities: chi-squared %.1f, %d outside", chi2, outside);
 	tensor_free(&x);
-	free(key), free(token);
+	free(key), free(token), free(position);
 }
 
 /* ---- bits over threads ---- */

@@ -1,9 +1,9 @@
 /* dalle-sample - records with text tokens -> several records each with drawn image tokens (recipe G1-G4). */
+#include "../libcommon/ahead.h"
 #include "../libcommon/device.h"
 #include "../libcommon/filter.h"
 #include "../libcommon/sample.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static struct run_options run = RUN_DEFAULTS(64);
@@ -32,16 +32,17 @@ struct work {
 	struct dalle d;
 	struct sampler *sampler;
 	struct filter f;
-	struct sample_job *jobs; /* (batch) */
-	uint32_t *tokens;        /* (batch, N_I) */
-	int n;                   /* jobs in use */
-	uint64_t cut;
+	struct ahead *in;     /* f's reader */
+	struct record record; /* just read */
+	bool ended;           /* the input */
+	uint64_t read, drawn; /* records */
+	uint64_t cut;         /* captions */
 };
 
 /* What came with the record and describes another picture, or none, does not stay. */
 static int prepare_record(struct work *w, struct record *r, struct error *e)
 {
-	if (dalle_check_record(&w->d, r, reader_name(w->f.in), prefix_rows > 0, e))
+	if (dalle_check_record(&w->d, r, ahead_name(w->in), prefix_rows > 0, e))
 		return -1;
 	w->cut += r->text.n >= (size_t)w->d.c.text_length;
 	r->pixels.width = r->pixels.height = 0;
@@ -50,50 +51,65 @@ static int prepare_record(struct work *w, struct record *r, struct error *e)
 	return buf_set(&r->model, w->d.id, strlen(w->d.id), e);
 }
 
-/* Write every job's first `count` tokens.  The record is borrowed for it and gets its own image tokens back, which
- * later samples of it need as their prefix. */
-static int put_jobs(struct work *w, size_t count, struct error *e)
+/* Records for the samples that could start now.  A pipe is waited for only when there is nothing to draw; a file always,
+ * so that the same command forms the same batches. */
+static int feed(struct work *w, struct error *e)
 {
-	for (int i = 0; i < w->n; i++) {
-		struct record out = *w->jobs[i].record;
-		out.sample = w->jobs[i].number;
-		out.image = (struct tokens){.v = w->jobs[i].tokens, .n = count, .cap = count, .present = true};
-		if (writer_put(w->f.out, &out, e))
+	uint64_t done, total;
+	ahead_progress(w->in, &done, &total);
+	while (!w->ended && sampler_wants(w->sampler)) {
+		int r = ahead_next(w->in, &w->record, total > 0 || sampler_idle(w->sampler), e);
+		if (r < 0 || (r == AHEAD_RECORD && (prepare_record(w, &w->record, e) ||
+		                                    sampler_submit(w->sampler, &w->record, samples, e))))
 			return -1;
+		if (r == AHEAD_LATER)
+			return 0;
+		w->ended = r == AHEAD_END;
+		w->read += r == AHEAD_RECORD;
 	}
 	return 0;
 }
 
-static int row_done(void *context, int rows, struct error *e)
+/* The record is borrowed for the sample's tokens. */
+static int put_sample(struct work *w, const struct sample *x, struct error *e)
 {
-	struct work *w = context;
-	if (!progressive || rows % progressive || rows == w->d.c.grid_h)
-		return 0;
-	return put_jobs(w, (size_t)rows * (size_t)w->d.c.grid_w, e) || writer_flush(w->f.out, e) ? -1 : 0;
+	size_t n = (size_t)x->rows * (size_t)w->d.c.grid_w;
+	struct record out = *x->record;
+	out.sample = x->number;
+	out.image = (struct tokens){.v = (uint32_t *)(uintptr_t)x->tokens, .n = n, .cap = n, .present = true};
+	return writer_put(w->f.out, &out, e);
 }
 
-static int draw_jobs(struct work *w, struct error *e)
+/* What the last step completed; who reads a pipe gets it at once. */
+static int put_samples(struct work *w, struct error *e)
 {
-	if (sampler_run(w->sampler, w->jobs, w->n, row_done, w, e) || put_jobs(w, (size_t)dalle_image_length(&w->d.c), e))
-		return -1;
-	w->n = 0;
-	return 0;
-}
-
-/* All samples of the n records of the filter's batch, in order, as many at once as fit. */
-static int draw_records(struct work *w, int n, struct error *e)
-{
-	for (int i = 0; i < n; i++) {
-		if (prepare_record(w, &w->f.batch[i], e))
+	struct sample x;
+	bool any = false;
+	while (sampler_next(w->sampler, &x)) {
+		bool whole = x.rows == w->d.c.grid_h;
+		if (!whole && (!progressive || x.rows % progressive))
+			continue;
+		if (put_sample(w, &x, e))
 			return -1;
-		for (int64_t k = 0; k < samples; k++) {
-			size_t at = (size_t)w->n * (size_t)dalle_image_length(&w->d.c);
-			w->jobs[w->n++] = (struct sample_job){&w->f.batch[i], (uint32_t)k, w->tokens + at};
-			if (w->n == run.batch && draw_jobs(w, e))
-				return -1;
-		}
+		w->drawn += whole;
+		any = true;
 	}
-	return w->n ? draw_jobs(w, e) : 0;
+	w->f.progress.total = w->ended ? w->read * (uint64_t)samples : 0;
+	progress_update(&w->f.progress, w->drawn, NULL);
+	return any && !writer_kept(w->f.out) ? writer_flush(w->f.out, e) : 0;
+}
+
+static int draw_all(struct work *w, struct error *e)
+{
+	int r;
+	do {
+		if (feed(w, e))
+			return -1;
+		r = sampler_step(w->sampler, e);
+		if (r < 0 || put_samples(w, e))
+			return -1;
+	} while (r > 0 || !w->ended);
+	return 0;
 }
 
 static void set_header(struct header *h, const struct dalle *d)
@@ -112,13 +128,17 @@ static int start(struct work *w, const struct ops *ops, struct dev *dev, int arg
 	    need_text(&w->f.header, reader_name(w->f.in), e) ||
 	    dalle_check_stream(&w->d, model, &w->f.header, reader_name(w->f.in), prefix_rows > 0, e))
 		return -1;
-	w->sampler = sampler_new(&w->d, (int)run.batch, &o, e);
-	w->jobs = mem_alloc((size_t)run.batch, sizeof *w->jobs, e);
-	w->tokens = mem_alloc((size_t)run.batch, (size_t)dalle_image_length(&w->d.c) * sizeof *w->tokens, e);
-	if (!w->sampler || !w->jobs || !w->tokens)
+	/* Of so many captions are the samples of a batch. */
+	int64_t captions = (run.batch + samples - 2) / samples + 1;
+	w->sampler = sampler_new(&w->d, (int)run.batch, (int)captions, &o, e);
+	if (!w->sampler)
 		return -1;
 	set_header(&w->f.header, &w->d);
-	return filter_start(&w->f, output, STREAM_LEVEL, e);
+	if (filter_start(&w->f, output, STREAM_LEVEL, e))
+		return -1;
+	w->in = ahead_start(w->f.in, e);
+	w->f.in = NULL;
+	return w->in ? 0 : -1;
 }
 
 int main(int argc, char **argv)
@@ -127,24 +147,20 @@ int main(int argc, char **argv)
 	struct work w = {0};
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
-	int first, n = -1, status = opt_parse(&tool, argc, argv, &first);
+	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)
 		return finish(status);
 	if (!model)
 		return finish(opt_misuse("-m MODEL is needed"));
-	if (device_open(&run, &ops, &dev, &e) == 0)
-		n = start(&w, ops, dev, argc, argv, first, &e);
-	/* As many records at once as fill a batch. */
-	int64_t records = (run.batch + samples - 1) / samples;
-	while (n >= 0 && (n = filter_batch(&w.f, (int)records, &e)) > 0)
-		n = draw_records(&w, n, &e) ? -1 : n;
+	if (device_open(&run, &ops, &dev, &e) == 0 && start(&w, ops, dev, argc, argv, first, &e) == 0)
+		draw_all(&w, &e);
 	if (w.cut)
 		note(0, "%llu captions were longer than %d tokens and were cut", (unsigned long long)w.cut, w.d.c.text_length - 1);
 	status = filter_close(&w.f, &e);
+	ahead_close(w.in);
+	record_free(&w.record);
 	sampler_free(w.sampler);
 	dalle_free(&w.d);
 	device_close(ops, dev);
-	free(w.jobs);
-	free(w.tokens);
 	return finish(status);
 }
