@@ -39,6 +39,57 @@ TARGET static void NAME(tile_)(float *restrict c, size_t ldc, const float *restr
 		}
 }
 
+/* The same without packing a, for a constant number of rows: s[rows, NR] = a b, or its sums go on (the chain of
+ * additions is that of tile_). */
+INLINE void NAME(rows_)(int rows, float *restrict c, const float *restrict a, size_t across, const float *restrict b,
+			size_t k, int go_on)
+{
+	VEC s[MR][NV];
+#pragma GCC unroll 16
+	for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+		for (int j = 0; j < NV; j++)
+			s[i][j] = go_on ? *(const VEC *)(c + i * NR + j * LANES) : (VEC){ 0 };
+	for (size_t p = 0; p < k; p++, a++, b += NR) {
+		VEC v[NV];
+#pragma GCC unroll 4
+		for (int j = 0; j < NV; j++)
+			v[j] = *(const VEC *)(b + j * LANES);
+#pragma GCC unroll 16
+		for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+			for (int j = 0; j < NV; j++)
+				s[i][j] += a[(size_t)i * across] * v[j];
+	}
+#pragma GCC unroll 16
+	for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+		for (int j = 0; j < NV; j++)
+			*(VEC *)(c + i * NR + j * LANES) = s[i][j];
+}
+
+/* rows_ for any m. */
+TARGET static void NAME(few_)(float *c, const float *a, size_t across, const float *b, size_t m, size_t k, int go_on)
+{
+	size_t i = 0;
+	for (; i + MR <= m; i += MR)
+		NAME(rows_)(MR, c + i * NR, a + i * across, across, b, k, go_on);
+	if (MR > 8 && i + 8 <= m) {
+		NAME(rows_)(MR > 8 ? 8 : 1, c + i * NR, a + i * across, across, b, k, go_on);
+		i += 8;
+	}
+	if (i + 4 <= m) {
+		NAME(rows_)(4, c + i * NR, a + i * across, across, b, k, go_on);
+		i += 4;
+	}
+	if (i + 2 <= m) {
+		NAME(rows_)(2, c + i * NR, a + i * across, across, b, k, go_on);
+		i += 2;
+	}
+	if (i < m)
+		NAME(rows_)(1, c + i * NR, a + i * across, across, b, k, go_on);
+}
+
 /* By address: a vector passed as such would depend on the instruction set. */
 INLINE void NAME(load8_)(vec8 *v, const void *x, enum dtype t, size_t i)
 {
@@ -169,7 +220,7 @@ INLINE void NAME(pack_of_)(float *restrict out, int width, const void *x,
 PACK(pack_a_, MR)
 PACK(pack_b_, NR)
 
-static const struct isa NAME(isa_) = { MR, NR, NAME(tile_), NAME(pack_a_), NAME(pack_b_) };
+static const struct isa NAME(isa_) = { MR, NR, NAME(tile_), NAME(few_), NAME(pack_a_), NAME(pack_b_) };
 
 #undef PACK
 #undef INLINE

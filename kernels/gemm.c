@@ -10,6 +10,7 @@
 struct isa {
 	int mr, nr;
 	void (*tile)(float *c, size_t ldc, const float *a, const float *b, size_t k, int add);
+	void (*few)(float *c, const float *a, size_t across, const float *b, size_t m, size_t k, int go_on);
 	void (*pack_a)(float *out, const void *x, enum dtype t, size_t across, size_t along, size_t n, size_t k);
 	void (*pack_b)(float *out, const void *x, enum dtype t, size_t across, size_t along, size_t n, size_t k);
 };
@@ -57,6 +58,9 @@ enum {
 	M_BLOCK = 96,       /* 96 KiB of A in L2 */
 	N_BLOCK = 768,      /* at most: 288 KiB of the private result */
 	B_BYTES = 32 << 20, /* most packed B at a time */
+	FEW_ROWS = 32,      /* up to here B is not worth packing for all */
+	SUB = 64,           /* depth of a panel that is used at once, 8 KiB; divides K_BLOCK */
+	ONE_THREAD = 1 << 16, /* fewer products: starting threads takes longer */
 };
 
 /* How one product is cut up. */
@@ -183,8 +187,63 @@ static int multiply(struct dev *d, const char *op, const struct gemm *g)
 	return 0;
 }
 
+/* ---- few rows: each weight is used a few times only, so that reading them is what counts ---- */
+
+/* Columns j .. j+n-1, n <= nr, of c[m, nr] in f32.  A panel is packed SUB deep, multiplied at once, and its rows are
+ * asked for AHEAD elements before they are packed: they are too short and too many for the hardware to foresee. */
+static void few_panel(const struct isa *isa, const struct gemm *g, const float *a, size_t across, float *c, size_t j,
+		      size_t n)
+{
+	size_t nr = (size_t)isa->nr, size = g->m * nr;
+	float *s = c + size, *panel = s + size;
+	for (size_t k0 = 0; k0 < g->k; k0 += K_BLOCK) {
+		size_t end = at_most(k0 + K_BLOCK, g->k);
+		for (size_t k = k0, kb; k < end; k += kb) {
+			kb = at_most(SUB, end - k);
+			isa->pack_b(panel, at_const(g->b.p, g->b.type, j * g->b.across + k), g->b.type, g->b.across, 1, n, kb);
+			isa->few(s, a + k, across, panel, g->m, kb, k > k0);
+		}
+		for (size_t i = 0; i < size; i++)
+			c[i] = k0 ? s[i] + c[i] : s[i];
+	}
+}
+
+static const float *rows_as_f32(struct dev *d, const char *op, const struct gemm *g, size_t *across)
+{
+	*across = g->a.across;
+	if (g->a.type == DT_F32)
+		return g->a.p;
+	float *a = cpu_scratch(d, op, g->m * g->k * sizeof *a);
+	for (size_t i = 0; a && i < g->m; i++)
+		row_to_f32(a + i * g->k, at_const(g->a.p, g->a.type, i * g->a.across), g->a.type, g->k);
+	*across = g->k;
+	return a;
+}
+
+static int multiply_few(struct dev *d, const char *op, const struct gemm *g)
+{
+	const struct isa *isa = best_isa();
+	size_t nr = (size_t)isa->nr, each = cpu_round_up(2 * g->m * nr + SUB * nr, 16), across;
+	struct scratch_mark mark = cpu_scratch_begin(d);
+	float *work = cpu_scratch(d, op, (size_t)d->threads * each * sizeof *work);
+	const float *a = rows_as_f32(d, op, g, &across);
+	size_t columns = work && a ? g->n : 0;
+#pragma omp parallel for num_threads(d->threads) schedule(dynamic, 1) if (g->m * g->n * g->k > ONE_THREAD)
+	for (size_t j = 0; j < columns; j += nr) {
+		float *c = work + (size_t)cpu_thread() * each;
+		size_t n = at_most(nr, g->n - j);
+		few_panel(isa, g, a, across, c, j, n);
+		for (size_t i = 0; i < g->m; i++)
+			finish_row(g, i, j, n, c + i * nr);
+	}
+	cpu_scratch_end(d, mark);
+	return work && a ? 0 : -1;
+}
+
 int cpu_gemm(struct dev *d, const char *op, const struct gemm *g)
 {
+	if (g->m <= FEW_ROWS && g->k && g->a.along == 1 && g->b.along == 1)
+		return multiply_few(d, op, g);
 	size_t step = B_BYTES / sizeof(float) / (g->k ? g->k : 1);
 	step = step < N_BLOCK ? N_BLOCK : step / N_BLOCK * N_BLOCK;
 	for (size_t j = 0; g->m && j < g->n; j += step) {

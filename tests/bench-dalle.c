@@ -1,8 +1,11 @@
-/* bench-dalle.c - rates of a whole training update and of sampling for one preset, beside the rate of large matrix
- * products in the same run: the share of it that the update reaches is what matters, not the seconds of a
+/* bench-dalle.c - rates of a whole training update and of sampling for one preset, beside the rates of large matrix
+ * products and of reading memory in the same run: the share of these is what matters, not the seconds of a
  * shared machine.  With -j 1 the clock is the process's CPU time, so that other programs disturb less. */
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "../libcommon/dalle.h"
 #include "../libcommon/device.h"
@@ -11,11 +14,17 @@
 
 static struct run_options run = RUN_DEFAULTS(0);
 static const char *preset = "small";
-static int64_t updates = 4;
+static int64_t updates = 4, layers, width, heads, most = 256;
+static double budget = 1;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes: " DALLE_PRESETS),
-	OPT_INT('n', "updates", &updates, 1, 1000, "N", "updates to try; the fastest counts"),
+	OPT_INT(0, "layers", &layers, 0, 1024, "N", "layers, 0 for the preset's"),
+	OPT_INT(0, "width", &width, 0, 1 << 17, "N", "width, 0 for the preset's"),
+	OPT_INT(0, "heads", &heads, 0, 1 << 12, "N", "heads, 0 for the preset's"),
+	OPT_INT('n', "updates", &updates, 0, 1000, "N", "updates to try, the fastest counts; 0 for sampling only"),
+	OPT_INT(0, "most", &most, 0, 1 << 16, "N", "largest batch to sample, 0 for training only"),
+	OPT_REAL('t', "time", &budget, 0, 1000, "S", "seconds of steps of each batch; the fastest counts"),
 	OPT_STRING('d', "device", &run.device, "DEVICE", "where to compute"),
 	OPT_INT('j', "threads", &run.threads, 0, 4096, "N", "CPU threads, 0 for all"),
 	OPT_INT('b', "batch", &run.batch, 0, 1 << 16, "N", "records, 0 for the preset's"),
@@ -76,8 +85,8 @@ static double update_operations(const struct dalle_config *c, int batch, double 
 {
 	double C = c->width, rows = (double)batch * dalle_length(c), images = (double)batch * dalle_image_length(c);
 	double blocks = 12.0 * c->layers * C * C * rows + 2 * C * batch * attention_pairs(c);
-	double heads = C * (images * c->image_vocab + text_tokens * c->text_vocab);
-	return 3 * 2 * (blocks + heads);
+	double outputs = C * (images * c->image_vocab + text_tokens * c->text_vocab);
+	return 3 * 2 * (blocks + outputs);
 }
 
 static double update_once(struct dalle *d, const struct dalle_item *items, int n, int64_t step)
@@ -128,29 +137,82 @@ static void bench_training(const struct dalle_preset *p, int batch)
 	dalle_free(&d);
 }
 
-static void bench_sampling(const struct dalle_preset *p, int batch)
+/* ---- sampling ---- */
+
+/* Bytes a second that all threads together read, of `bytes` in all: as much as the weights, so that small models are
+ * measured against the cache that holds them. */
+static double read_rate(size_t bytes)
 {
-	struct dalle d;
+	enum { PIECE = 1 << 12 };
+	size_t n = bytes / sizeof(uint64_t) / PIECE * PIECE;
+	uint64_t *x = mem_zero(n, sizeof *x, &err), sum = 0;
+	need(x ? 0 : -1);
+	memset(x, 1, n * sizeof *x); /* zeros may be one page read many times */
+	double best = 1e30, end = now() + budget;
+	int threads = run.threads ? (int)run.threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
+	do {
+		double start = now();
+#pragma omp parallel for reduction(+ : sum) num_threads(threads) schedule(static)
+		for (size_t i = 0; i < n; i += PIECE)
+			for (size_t k = 0; k < PIECE; k++)
+				sum += x[i + k];
+		double s = now() - start;
+		best = s < best ? s : best;
+	} while (now() < end);
+	free(x);
+	return sum ? (double)(n * sizeof *x) / best : 0;
+}
+
+/* Elements of the matrices that a step reads once, without and with their types' sizes. */
+static double step_weights(const struct dalle *d, double *bytes)
+{
+	double C = d->c.width, blocks = 12.0 * d->c.layers * C * C, head = C * d->c.image_vocab;
+	double t = (double)dtype_bytes(ops->type(dev));
+	*bytes = blocks * t + head * (d->c.logits_f32 ? 4 : t);
+	return blocks + head;
+}
+
+/* The fastest step with `batch` samples under way. */
+static double step_seconds(struct dalle *d, int batch)
+{
 	struct record record = {0};
 	struct sample_options o = {.temperature = 1, .top_p = 1, .guidance = 1};
-	size_t N = (size_t)dalle_image_length(&p->config);
-	need(dalle_describe(&d, &p->config, p->recipe.init, false, &err) || dalle_build(&d, ops, dev, false, &err) ||
-	     params_init(&d.params, 1, &err) || tokens_set(&record.text, (uint32_t[]){1, 2, 3}, 3, &err));
-	struct sampler *s = sampler_new(&d, batch, &o, &err);
-	struct sample_job *jobs = mem_alloc((size_t)batch, sizeof *jobs, &err);
-	uint32_t *tokens = mem_alloc((size_t)batch, N * sizeof *tokens, &err);
-	need(s && jobs && tokens ? 0 : -1);
-	for (int i = 0; i < batch; i++)
-		jobs[i] = (struct sample_job){&record, (uint32_t)i, tokens + (size_t)i * N};
-	double start = now();
-	need(sampler_run(s, jobs, batch, NULL, NULL, &err));
-	double seconds = now() - start;
-	printf("sampling  %s %s: %d at once, %.0f image tokens/s, %.1f pictures/s\n", p->name, dtype_name(ops->type(dev)), batch,
-	       (double)batch * (double)N / seconds, batch / seconds);
+	struct sample x;
+	need(tokens_set(&record.text, (uint32_t[]){1, 2, 3}, 3, &err));
+	struct sampler *s = sampler_new(d, batch, 1, &o, &err);
+	need(s ? sampler_submit(s, &record, INT32_MAX, &err) || sampler_step(s, &err) < 0 : -1);
+	double best = 1e30, end = now() + budget;
+	do {
+		while (sampler_next(s, &x))
+			;
+		double start = now();
+		need(sampler_step(s, &err) < 0);
+		double t = now() - start;
+		best = t < best ? t : best;
+	} while (now() < end);
 	sampler_free(s);
-	free(jobs);
-	free(tokens);
 	record_free(&record);
+	return best;
+}
+
+static void bench_sampling(const struct dalle_preset *p)
+{
+	struct dalle d;
+	double bytes, N = dalle_image_length(&p->config), ceiling = 0;
+	need(dalle_describe(&d, &p->config, p->recipe.init, false, &err) || dalle_build(&d, ops, dev, false, &err) ||
+	     params_init(&d.params, 1, &err));
+	double weights = step_weights(&d, &bytes), rate = read_rate((size_t)bytes);
+	for (int i = 0; i < 3; i++)
+		ceiling = fmax(ceiling, ceiling_once());
+	printf("sampling  %s %s, %d layers of %d: weights of %.1f MB read at %.1f GB/s, large products at %.1f GFLOP/s\n", p->name,
+	       dtype_name(ops->type(dev)), p->config.layers, p->config.width, bytes * 1e-6, rate * 1e-9, ceiling * 1e-9);
+	printf("          %5s %10s %10s %10s %12s %12s\n", "batch", "ms/step", "tokens/s", "images/min", "% bandwidth", "% products");
+	for (int batch = 1; batch <= most; batch *= 4) {
+		double t = step_seconds(&d, batch);
+		printf("          %5d %10.3f %10.0f %10.2f %11.0f%% %11.0f%%\n", batch, 1e3 * t, batch / t, 60 * batch / t / N,
+		       100 * bytes / rate / t, 100 * 2 * weights * batch / t / ceiling);
+		fflush(stdout);
+	}
 	dalle_free(&d);
 }
 
@@ -159,13 +221,18 @@ int main(int argc, char **argv)
 	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)
 		return finish(status);
-	const struct dalle_preset *p = dalle_preset_find(preset);
-	if (!p)
+	const struct dalle_preset *named = dalle_preset_find(preset);
+	if (!named)
 		return finish(opt_misuse("preset '%s' is unknown, expected " DALLE_PRESETS, preset));
+	struct dalle_preset p = *named;
+	p.config.layers = layers ? (int)layers : p.config.layers;
+	p.config.width = width ? (int)width : p.config.width;
+	p.config.heads = heads ? (int)heads : p.config.heads;
 	need(device_open(&run, &ops, &dev, &err));
-	int batch = run.batch ? (int)run.batch : p->recipe.batch;
-	bench_training(p, batch);
-	bench_sampling(p, batch);
+	if (updates)
+		bench_training(&p, run.batch ? (int)run.batch : p.recipe.batch);
+	if (most)
+		bench_sampling(&p);
 	device_close(ops, dev);
 	return finish(STATUS_OK);
 }

@@ -334,7 +334,13 @@ static void check_recompute(enum dtype type)
 
 /* ---- sampling ---- */
 
-enum { GRID = 24, SAMPLES = 5 };
+enum { GRID = 24, RECORDS = 4, ALL = 13 };
+
+/* Samples of record i: few and many, so that captions begin and end at different times. */
+static int samples_of(int i)
+{
+	return (int[RECORDS]){2, 6, 1, 4}[i];
+}
 
 static void set_record(struct record *r, const char *key, const uint32_t *text, size_t n, const uint32_t *image)
 {
@@ -370,8 +376,10 @@ static void draw_uncached(struct dalle *d, const struct record *r, uint32_t numb
 		for (int v = 0; v < V && o->guidance != 1; v++)
 			logits[0][v] = logits[1][v] + (float)o->guidance * (logits[0][v] - logits[1][v]);
 		ops->put(dev, with, logits[0], (size_t)V * 4);
-		struct draw how = {(float)o->temperature, o->top_k, (float)o->top_p, o->seed, (uint32_t)p};
-		ops->draw(dev, token, with, key, 1, V, &how);
+		struct draw how = {(float)o->temperature, o->top_k, (float)o->top_p, o->seed};
+		int32_t position = p;
+		ops->put(dev, idx, &position, sizeof position);
+		ops->draw(dev, token, with, key, idx, 1, V, &how);
 		int32_t t;
 		ops->get(dev, &t, token, sizeof t);
 		z[p] = (uint32_t)t;
@@ -381,73 +389,117 @@ static void draw_uncached(struct dalle *d, const struct record *r, uint32_t numb
 	free(logits[0]), free(logits[1]), free(host);
 }
 
-static void sample_all(struct dalle *d, struct record *records, int batch, const struct sample_options *o,
-                       uint32_t out[2 * SAMPLES][GRID])
+/* How samples are drawn in one test run. */
+static const struct batching {
+	int batch, captions, threads;
+	int late; /* record i comes after so many steps times i at the earliest */
+} batchings[] = {{ALL, RECORDS, 1, 0}, {1, 1, 1, 0}, {3, 2, 2, 0}, {5, 4, 2, 7}};
+
+/* Samples of RECORDS records, record i with samples_of(i), in their order; returns whether that was so. */
+static bool sample_all(struct dalle *d, struct record *records, const struct batching *how, const struct sample_options *o,
+                       uint32_t out[ALL][GRID])
 {
-	struct sampler *s = sampler_new(d, batch, o, &err);
+	struct sampler *s = sampler_new(d, how->batch, how->captions, o, &err);
+	struct sample x;
+	int record = 0, at = 0, partial[ALL] = {0}, in = 0;
+	bool ordered = true;
 	need(s ? 0 : -1, "sampler");
-	for (int at = 0; at < 2 * SAMPLES; at += batch) {
-		struct sample_job jobs[2 * SAMPLES];
-		int n = 0;
-		for (; n < batch && at + n < 2 * SAMPLES; n++)
-			jobs[n] = (struct sample_job){&records[(at + n) / SAMPLES], (uint32_t)((at + n) % SAMPLES), out[at + n]};
-		need(sampler_run(s, jobs, n, NULL, NULL, &err), "sampling");
+	for (int step = 0, r = 1; r || record < RECORDS; step++) {
+		for (; record < RECORDS && sampler_wants(s) && step >= record * how->late; record++)
+			need(sampler_submit(s, &records[record], samples_of(record), &err), "submission");
+		r = sampler_step(s, &err);
+		need(r < 0 ? -1 : 0, "step");
+		for (int last = -1; sampler_next(s, &x);) {
+			int whole = x.rows == d->c.grid_h, i = 0;
+			while (x.record->key.p[0] != records[in].key.p[0] || (int)x.number >= samples_of(in))
+				in = (in + 1) % RECORDS;
+			for (int k = 0; k < in; k++)
+				i += samples_of(k);
+			i += (int)x.number;
+			/* Within a step by age, whole ones each after the other, and every row of a sample once. */
+			ordered = ordered && i > last && (!whole || i == at) && i < ALL && (x.rows == ++partial[i] + o->prefix_rows || whole);
+			last = i;
+			at += whole;
+			memcpy(out[i], x.tokens, (size_t)(x.rows * d->c.grid_w) * sizeof **out);
+		}
 	}
 	sampler_free(s);
+	return ordered && at == ALL;
 }
 
-static void check_sampling(struct dev *dev, const struct dalle_config *c, const struct sample_options *o, const char *what)
+static void check_sampling(const struct dalle_config *c, const struct sample_options *o, const char *what)
 {
-	uint32_t text[2][5], image[2][GRID], batched[3][2 * SAMPLES][GRID], whole[GRID];
-	struct record records[2] = {0};
-	for (int i = 0; i < 2; i++) {
+	static uint32_t batched[ARRAY_LEN(batchings)][ALL][GRID];
+	uint32_t text[RECORDS][5], image[RECORDS][GRID], whole[GRID];
+	struct record records[RECORDS] = {0};
+	bool ordered = true;
+	for (int i = 0; i < RECORDS; i++) {
 		fill_tokens(text[i], 5, (uint32_t)c->text_vocab, (uint64_t)i + 20);
 		fill_tokens(image[i], GRID, (uint32_t)c->image_vocab, (uint64_t)i + 30);
-		set_record(&records[i], i ? "b" : "a", text[i], i ? 5 : 3, image[i]);
+		set_record(&records[i], (char[]){(char)('a' + i), 0}, text[i], (size_t)(5 - i), image[i]);
 	}
+	for (size_t b = 0; b < ARRAY_LEN(batchings); b++) {
+		struct dalle d;
+		char text_err[200];
+		struct dev *dev = ops->open(0, DT_F32, batchings[b].threads, text_err, sizeof text_err);
+		new_model(&d, dev, c, false, false);
+		ordered = sample_all(&d, records, &batchings[b], o, batched[b]) && ordered;
+		dalle_free(&d);
+		ops->close(dev);
+	}
+	CHECK(ordered, "%s: samples leave in order", what);
+	for (size_t b = 1; b < ARRAY_LEN(batchings); b++)
+		CHECK(memcmp(batched[0], batched[b], sizeof batched[0]) == 0, "%s: the same samples in batches of %d and %d", what,
+		      batchings[0].batch, batchings[b].batch);
 	struct dalle d;
+	struct dev *dev = open_dev(DT_F32);
 	new_model(&d, dev, c, false, false);
-	const int batches[3] = {1, 4, 2 * SAMPLES};
-	for (int b = 0; b < 3; b++)
-		sample_all(&d, records, batches[b], o, batched[b]);
-	CHECK(memcmp(batched[0], batched[1], sizeof batched[0]) == 0 && memcmp(batched[0], batched[2], sizeof batched[0]) == 0,
-	      "%s: the same samples in batches of 1, 4 and 10", what);
 	need(dalle_plan(&d, 1, false, &err), "plan");
-	int same = 0;
-	for (int i = 0; i < 2 * SAMPLES; i++) {
-		draw_uncached(&d, &records[i / SAMPLES], (uint32_t)(i % SAMPLES), o, whole);
-		same += memcmp(whole, batched[2][i], sizeof whole) == 0;
-	}
-	CHECK(same == 2 * SAMPLES, "%s: %d of %d samples are those of whole sequences", what, same, 2 * SAMPLES);
+	int same = 0, i = 0;
+	for (int r = 0; r < RECORDS; r++)
+		for (int k = 0; k < samples_of(r); k++, i++) {
+			draw_uncached(&d, &records[r], (uint32_t)k, o, whole);
+			same += memcmp(whole, batched[0][i], sizeof whole) == 0;
+		}
+	CHECK(same == ALL, "%s: %d of %d samples are those of whole sequences", what, same, ALL);
 	bool differ = memcmp(batched[0][0], batched[0][1], sizeof whole) != 0;
 	CHECK(differ == (o->temperature > 0 && o->prefix_rows < c->grid_h), "%s: samples of one caption differ", what);
 	dalle_free(&d);
-	record_free(&records[0]), record_free(&records[1]);
+	ops->close(dev);
+	for (int r = 0; r < RECORDS; r++)
+		record_free(&records[r]);
 }
 
-static void check_sampler(struct dev *dev)
+static void check_options(const struct dalle_config *c, const char *what)
+{
+	char name[100];
+	const struct sample_options plain = {.temperature = 1, .top_p = 1, .guidance = 1, .seed = 4};
+	struct sample_options cases[6] = {plain, plain, plain, plain, plain, plain};
+	static const char *const names[] = {"plain", "greedy", "guidance", "prefix", "prefix and guidance", "top-k and top-p"};
+	cases[1].temperature = 0;
+	cases[2].guidance = 2.5;
+	cases[3].prefix_rows = 2;
+	cases[4].prefix_rows = 3, cases[4].guidance = 1.5;
+	cases[5].temperature = 0.7, cases[5].top_k = 6, cases[5].top_p = 0.8;
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		snprintf(name, sizeof name, "%s, %s", what, names[i]);
+		check_sampling(c, &cases[i], name);
+	}
+}
+
+static void check_sampler(void)
 {
 	struct dalle_config c = {.text_length = 6, .text_vocab = 9, .grid_w = 4, .grid_h = 6, .image_vocab = 17, .layers = 3,
 	                         .width = 24, .heads = 3, .conv_k = 3};
-	struct sample_options o = {.temperature = 1, .top_p = 1, .guidance = 1, .seed = 4};
-	check_sampling(dev, &c, &o, "paper masks");
-	struct sample_options greedy = o, pair = o, prefix = o, cut = o;
-	greedy.temperature = 0;
-	check_sampling(dev, &c, &greedy, "greedy");
-	pair.guidance = 2.5;
-	check_sampling(dev, &c, &pair, "guidance");
-	prefix.prefix_rows = 2;
-	check_sampling(dev, &c, &prefix, "prefix");
-	prefix.guidance = 1.5;
-	check_sampling(dev, &c, &prefix, "prefix and guidance");
-	cut.temperature = 0.7, cut.top_k = 6, cut.top_p = 0.8;
-	check_sampling(dev, &c, &cut, "top-k and top-p");
-	c.mask = DALLE_MASK_DENSE;
-	check_sampling(dev, &c, &o, "dense masks");
-	c.mask = DALLE_MASK_PAPER, c.conv_centred = 1, c.layers = 1;
-	check_sampling(dev, &c, &o, "centred conv");
-	prefix.prefix_rows = c.grid_h, prefix.guidance = 1;
-	check_sampling(dev, &c, &prefix, "a whole picture as prefix");
+	check_options(&c, "row, column and conv");
+	c.layers = 1;
+	check_options(&c, "conv");
+	c.conv_centred = 1;
+	check_sampling(&c, &(struct sample_options){.temperature = 1, .top_p = 1, .guidance = 1, .seed = 4}, "centred conv");
+	check_sampling(&c, &(struct sample_options){.temperature = 1, .top_p = 1, .guidance = 1, .prefix_rows = c.grid_h},
+	               "a whole picture as prefix");
+	c.mask = DALLE_MASK_DENSE, c.layers = 2;
+	check_options(&c, "dense");
 }
 
 /* Eight captions and pictures learned by heart, then drawn greedily from the captions. */
@@ -460,13 +512,11 @@ static void check_overfit(struct dev *dev)
 	uint32_t text[8][4], image[8][16], drawn[8][16];
 	struct dalle_item items[8];
 	struct record records[8] = {0};
-	struct sample_job jobs[8];
 	for (int i = 0; i < 8; i++) {
 		fill_tokens(text[i], 4, 256, (uint64_t)i + 1);
 		fill_tokens(image[i], 16, 64, (uint64_t)i + 100);
 		items[i] = (struct dalle_item){text[i], image[i], 4, NULL};
 		need(tokens_set(&records[i].text, text[i], 4, &err), "record");
-		jobs[i] = (struct sample_job){&records[i], 0, drawn[i]};
 	}
 	struct dalle_loss l = {0};
 	for (int step = 1; step <= 200; step++) {
@@ -476,8 +526,15 @@ static void check_overfit(struct dev *dev)
 		params_update(&d.params, &a);
 	}
 	CHECK(l.image / (double)l.image_count < 0.05, "eight pairs learned: %.3f nats per image token", l.image / (double)l.image_count);
-	struct sampler *s = sampler_new(&d, 8, &(struct sample_options){.top_p = 1, .guidance = 1}, &err);
-	need(s ? sampler_run(s, jobs, 8, NULL, NULL, &err) : -1, "sampling");
+	struct sampler *s = sampler_new(&d, 8, 8, &(struct sample_options){.top_p = 1, .guidance = 1}, &err);
+	struct sample x;
+	for (int i = 0, r = s ? 1 : -1; r; r = sampler_step(s, &err)) {
+		need(r < 0 ? -1 : 0, "sampling");
+		for (; i < 8 && sampler_wants(s); i++)
+			need(sampler_submit(s, &records[i], 1, &err), "sampling");
+		for (int k = 0; sampler_next(s, &x); k++)
+			memcpy(drawn[k], x.tokens, (size_t)(x.rows * c.grid_w) * sizeof **drawn);
+	}
 	CHECK(memcmp(drawn, image, sizeof image) == 0, "eight pictures drawn back from their captions");
 	sampler_free(s);
 	for (int i = 0; i < 8; i++)
@@ -508,7 +565,7 @@ int main(void)
 	check_hidden(dev);
 	check_recompute(DT_F32);
 	check_recompute(DT_BF16);
-	check_sampler(dev);
+	check_sampler();
 	check_overfit(dev);
 	ops->close(dev);
 	return check_done();
