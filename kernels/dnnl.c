@@ -562,11 +562,16 @@ static void dnnl_linear_bwd(struct dev *d, void *dx, float *dw, float *db, const
 		cpu_column_sums(d, "linear_bwd", db, dy, t, rows, (size_t)out);
 }
 
-/* f32 keeps to gemm.c, see above. */
+/* f32 keeps to gemm.c, see above, and so do few rows of bf16. */
+static int is_ours(size_t rows, enum dtype t)
+{
+	return t == DT_F32 || cpu_gemm_dots(rows, t);
+}
+
 static void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
 		       int flags)
 {
-	(call_type(d, flags) == DT_F32 ? cpu_linear_fwd : dnnl_linear_fwd)(d, y, x, w, b, rows, in, out, flags);
+	(is_ours(rows, call_type(d, flags)) ? cpu_linear_fwd : dnnl_linear_fwd)(d, y, x, w, b, rows, in, out, flags);
 }
 
 static void linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
@@ -585,7 +590,7 @@ static void dnnl_linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x,
 static void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows, int in,
 			    int out, int exact)
 {
-	(d->type == DT_F32 ? cpu_linear_gelu_fwd : dnnl_linear_gelu_fwd)(d, y, u, x, w, b, rows, in, out, exact);
+	(is_ours(rows, d->type) ? cpu_linear_gelu_fwd : dnnl_linear_gelu_fwd)(d, y, u, x, w, b, rows, in, out, exact);
 }
 
 void dnnl_override(struct ops *o)

@@ -163,11 +163,15 @@ INLINE void NAME(pack_lines_)(float *restrict out, int width, const void *x,
 	if (lines < width) {
 		memset(out, 0, k * (size_t)width * sizeof *out);
 	} else {
-		for (; p + 8 <= k; p += 8)
+		/* 64 bytes of each line in turn: lines a power of two apart push each other out of the first cache. */
+		for (; p + 16 <= k; p += 16)
 #pragma GCC unroll 4
 			for (int i = 0; i < width; i += 8)
-				NAME(pack_square_)(out + p * (size_t)width + i, width, width - i < 8 ? width - i : 8,
-						   at_const(x, t, (size_t)i * across), t, across, p);
+#pragma GCC unroll 2
+				for (int q = 0; q < 16; q += 8)
+					NAME(pack_square_)(out + (p + (size_t)q) * (size_t)width + i, width,
+							   width - i < 8 ? width - i : 8, at_const(x, t, (size_t)i * across), t,
+							   across, p + (size_t)q);
 	}
 	for (; p < k; p++)
 		for (int i = 0; i < lines; i++)

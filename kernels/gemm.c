@@ -5,6 +5,7 @@
  * L2), multiplies with panels of B (one stays in L1) into a private f32 block, and finishes that with bias, ReLU
  * and conversion.  B is packed once by all threads; when there is only one block of rows
  * (decoding, small batches) each panel is packed just before its only use. */
+#include "dot.h"
 #include "gemm.h"
 
 struct isa {
@@ -59,6 +60,7 @@ enum {
 	N_BLOCK = 768,      /* at most: 288 KiB of the private result */
 	B_BYTES = 32 << 20, /* most packed B at a time */
 	FEW_ROWS = 32,      /* up to here B is not worth packing for all */
+	DOT_ROWS = 512,     /* the same with bf16 instructions: there is no packing, beyond it oneDNN's blocking pays */
 	SUB = 64,           /* depth of a panel that is used at once, 8 KiB; divides K_BLOCK */
 	ONE_THREAD = 1 << 16, /* fewer products: starting threads takes longer */
 };
@@ -220,30 +222,39 @@ static const float *rows_as_f32(struct dev *d, const char *op, const struct gemm
 	return a;
 }
 
-static int multiply_few(struct dev *d, const char *op, const struct gemm *g)
+static int multiply_few(struct dev *d, const char *op, const struct gemm *g, int dots)
 {
 	const struct isa *isa = best_isa();
-	size_t nr = (size_t)isa->nr, each = cpu_round_up(2 * g->m * nr + SUB * nr, 16), across;
+	size_t nr = (size_t)isa->nr, each = cpu_round_up(2 * g->m * nr + SUB * nr, 16), across = 0;
 	struct scratch_mark mark = cpu_scratch_begin(d);
 	float *work = cpu_scratch(d, op, (size_t)d->threads * each * sizeof *work);
-	const float *a = rows_as_f32(d, op, g, &across);
-	size_t columns = work && a ? g->n : 0;
+	const float *a = work && !dots ? rows_as_f32(d, op, g, &across) : NULL;
+	size_t columns = work && (dots || a) ? g->n : 0;
 #pragma omp parallel for num_threads(d->threads) schedule(dynamic, 1) if (g->m * g->n * g->k > ONE_THREAD)
 	for (size_t j = 0; j < columns; j += nr) {
 		float *c = work + (size_t)cpu_thread() * each;
 		size_t n = at_most(nr, g->n - j);
-		few_panel(isa, g, a, across, c, j, n);
+		if (dots)
+			cpu_dot_block(c, nr, g, j, n);
+		else
+			few_panel(isa, g, a, across, c, j, n);
 		for (size_t i = 0; i < g->m; i++)
 			finish_row(g, i, j, n, c + i * nr);
 	}
 	cpu_scratch_end(d, mark);
-	return work && a ? 0 : -1;
+	return columns == g->n ? 0 : -1;
+}
+
+int cpu_gemm_dots(size_t rows, enum dtype t)
+{
+	return t == DT_BF16 && rows <= DOT_ROWS && cpu_dot_works();
 }
 
 int cpu_gemm(struct dev *d, const char *op, const struct gemm *g)
 {
-	if (g->m <= FEW_ROWS && g->k && g->a.along == 1 && g->b.along == 1)
-		return multiply_few(d, op, g);
+	int dots = g->a.type == g->b.type && cpu_gemm_dots(g->m, g->a.type);
+	if ((dots || g->m <= FEW_ROWS) && g->k && g->a.along == 1 && g->b.along == 1)
+		return multiply_few(d, op, g, dots);
 	size_t step = B_BYTES / sizeof(float) / (g->k ? g->k : 1);
 	step = step < N_BLOCK ? N_BLOCK : step / N_BLOCK * N_BLOCK;
 	for (size_t j = 0; g->m && j < g->n; j += step) {

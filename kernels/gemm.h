@@ -30,6 +30,9 @@ struct gemm {
 /* 0, or -1 with d's sticky error set in op's name (no scratch memory). */
 int cpu_gemm(struct dev *d, const char *op, const struct gemm *g);
 
+/* Whether a forward product of so many rows of type t is best left to cpu_gemm: bf16 instructions, few rows. */
+int cpu_gemm_dots(size_t rows, enum dtype t);
+
 /* sums[n] += column sums of x[rows, n] of type t; the same bits for any number of threads. */
 void cpu_column_sums(struct dev *d, const char *op, float *sums, const void *x, enum dtype t, size_t rows, size_t n);
 
