@@ -2,10 +2,12 @@
  * never waits for a read that may not end. */
 #include "ahead.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
-enum { HELD = 16 };
+enum { HELD = 16, MOMENT_MS = 20 };
 
 struct arrival {
 	struct record record;
@@ -15,6 +17,7 @@ struct arrival {
 struct ahead {
 	struct reader *in; /* the thread's alone */
 	struct arrival read, given; /* the thread's and the user's */
+	bool quiet;                 /* the user's: a moment has passed since the last record */
 	pthread_mutex_t lock; /* of all below */
 	pthread_cond_t changed;
 	struct arrival ring[HELD];
@@ -104,18 +107,36 @@ struct ahead *ahead_start(struct reader *in, struct error *e)
 	*a = (struct ahead){.in = in, .end = AHEAD_LATER, .holders = 2};
 	snprintf(a->given.name, sizeof a->given.name, "%s", reader_name(in));
 	pthread_mutex_init(&a->lock, NULL);
-	pthread_cond_init(&a->changed, NULL);
+	pthread_condattr_t clock;
+	pthread_condattr_init(&clock);
+	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+	pthread_cond_init(&a->changed, &clock);
+	pthread_condattr_destroy(&clock);
 	if (start_thread(a, e) == 0)
 		return a;
 	free_all(a);
 	return NULL;
 }
 
+static void wait_arrival(struct ahead *a, bool wait)
+{
+	struct timespec end;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_nsec += MOMENT_MS * 1000000L;
+	end.tv_sec += end.tv_nsec / 1000000000L;
+	end.tv_nsec %= 1000000000L;
+	while (a->n == 0 && a->end == AHEAD_LATER && (wait || !a->quiet)) {
+		if (wait)
+			pthread_cond_wait(&a->changed, &a->lock);
+		else
+			a->quiet = pthread_cond_timedwait(&a->changed, &a->lock, &end) == ETIMEDOUT;
+	}
+}
+
 int ahead_next(struct ahead *a, struct record *rec, bool wait, struct error *e)
 {
 	pthread_mutex_lock(&a->lock);
-	while (wait && a->n == 0 && a->end == AHEAD_LATER)
-		pthread_cond_wait(&a->changed, &a->lock);
+	wait_arrival(a, wait);
 	int r = a->n ? AHEAD_RECORD : a->end;
 	if (r == AHEAD_RECORD) {
 		exchange(&a->ring[a->first], &a->given);
@@ -126,6 +147,7 @@ int ahead_next(struct ahead *a, struct record *rec, bool wait, struct error *e)
 	}
 	pthread_cond_broadcast(&a->changed);
 	pthread_mutex_unlock(&a->lock);
+	a->quiet = r != AHEAD_RECORD;
 	if (r == AHEAD_RECORD) {
 		struct record t = *rec;
 		*rec = a->given.record;

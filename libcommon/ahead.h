@@ -11,7 +11,8 @@ enum { AHEAD_END, AHEAD_RECORD, AHEAD_LATER };
 /* Begin to read; at most a few records are held.  Takes the reader over, also on failure (NULL). */
 struct ahead *ahead_start(struct reader *in, struct error *e);
 /* The next record into *rec: AHEAD_RECORD, AHEAD_END after the last one, -1 when reading failed.  AHEAD_LATER, only
- * without `wait`: none has arrived yet. */
+ * without `wait`: none has arrived, nor within a moment after the one before, so that records that were written
+ * together come together. */
 int ahead_next(struct ahead *a, struct record *rec, bool wait, struct error *e);
 /* The file that the last record is of, for messages. */
 const char *ahead_name(const struct ahead *a);

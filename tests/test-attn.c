@@ -129,12 +129,12 @@ static void check_window(const struct attn_mask *m, const char *what)
 	CHECK(w >= reach && w <= all && (m->kind != ATTN_ROW || w == reach), "%s: window %d of reach %d", what, w, reach);
 }
 
-/* Sequences of two captions, each at its own place and in a slot out of order: step by step as the naive whole.  Every
- * fourth call has an idle row in place of one sequence. */
+/* Sequences of two captions, each at its own place and in a slot out of order: step by step as the naive whole.  Most
+ * calls have an idle row in place of one sequence. */
 static void check_step(const struct shape *s)
 {
-	enum { SEQUENCES = 5, CONTEXTS = 3 };
-	static const int32_t context[SEQUENCES] = {2, 0, 2, 0, 2}, slot[SEQUENCES] = {3, 0, 4, 1, 2}, lead[SEQUENCES] = {0, 2, 1, 0, 5};
+	enum { SEQUENCES = 6, CONTEXTS = 3 };
+	static const int32_t context[SEQUENCES] = {0, 2, 2, 2, 2, 0}, slot[SEQUENCES] = {3, 0, 4, 1, 2, 5}, lead[SEQUENCES] = {0, 2, 1, 0, 3, 4};
 	size_t width = (size_t)s->H * s->D, S = attn_length(&s->m), text = s->m.n_text, images = S - text, window = attn_window(&s->m);
 	struct shape whole = *s;
 	whole.B = SEQUENCES;
@@ -147,7 +147,7 @@ static void check_step(const struct shape *s)
 	double *want = must(calloc(SEQUENCES * S * width, sizeof *want)), *got = must(calloc(SEQUENCES * S * width, sizeof *got));
 	/* Sequences of one caption share its text. */
 	for (size_t b = 0; b < SEQUENCES; b++) {
-		memcpy(qkv.v + b * S * 3 * width, qkv.v + (b % 2) * S * 3 * width, text * 3 * width * sizeof *want);
+		memcpy(qkv.v + b * S * 3 * width, qkv.v + (context[b] ? 1 : 0) * S * 3 * width, text * 3 * width * sizeof *want);
 		for (size_t i = 0; i < text; i++)
 			memcpy(keys.v + (context[b] * text + i) * 2 * width, qkv.v + (b * S + i) * 3 * width + width, 2 * width * sizeof *want);
 	}
@@ -160,7 +160,7 @@ static void check_step(const struct shape *s)
 	for (size_t round = 0, left = 1; left; round++) {
 		left = 0;
 		for (size_t b = 0; b < SEQUENCES; b++) {
-			int idle = round < (size_t)lead[b] || done[b] == (int)images || round % 4 == b;
+			int idle = round < (size_t)lead[b] || done[b] == (int)images || round % 5 == b;
 			pos[b] = idle ? -1 : done[b];
 			left |= done[b] < (int)images;
 			for (size_t c = 0; c < 3 * width; c++)
