@@ -104,30 +104,38 @@ static void train(struct dalle *d)
 	free(text);
 }
 
+/* One sample of each of B captions. */
+static void sample_all(struct sampler *s, const struct record *records, size_t B)
+{
+	struct sample x;
+	int r;
+	for (size_t i = 0; i < B; i++)
+		need(sampler_submit(s, &records[i], 1, &err));
+	while ((r = sampler_step(s, &err)) > 0)
+		while (sampler_next(s, &x))
+			;
+	need(r);
+}
+
 static void sample(struct dalle *d)
 {
-	size_t B = (size_t)run.batch, L = (size_t)text_length - 1, N = (size_t)(grid * grid);
+	size_t B = (size_t)run.batch, L = (size_t)text_length - 1;
 	struct sample_options o = {.temperature = 1, .top_p = 1, .guidance = 1};
-	struct sampler *s = sampler_new(d, (int)B, &o, &err);
+	struct sampler *s = sampler_new(d, (int)B, (int)B, &o, &err);
 	struct record *records = need_memory(B, sizeof *records);
-	struct sample_job *jobs = need_memory(B, sizeof *jobs);
-	uint32_t *text = made_up(B, L, 0, (uint32_t)text_vocab), *tokens = need_memory(B * N, sizeof *tokens);
+	uint32_t *text = made_up(B, L, 0, (uint32_t)text_vocab);
 	need(s ? 0 : -1);
-	for (size_t i = 0; i < B; i++) {
+	for (size_t i = 0; i < B; i++)
 		need(tokens_set(&records[i].text, text + i * L, L, &err));
-		jobs[i] = (struct sample_job){&records[i], (uint32_t)i, tokens + i * N};
-	}
 	for (int64_t i = 0; i <= updates; i++) {
 		double start = now();
-		need(sampler_run(s, jobs, (int)B, NULL, NULL, &err));
+		sample_all(s, records, B);
 		seconds[i] = now() - start;
 	}
 	for (size_t i = 0; i < B; i++)
 		record_free(&records[i]);
 	sampler_free(s);
-	free(tokens);
 	free(text);
-	free(jobs);
 	free(records);
 }
 
