@@ -337,7 +337,7 @@ static void fit_add(struct fit *fit, const struct start *s, size_t from, int n, 
 			fit->squares[t] += (double)host[i] * host[i];
 	}
 	o->put(d->dev, d->out_patches, host, rows * fit->T * sizeof *host);
-	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1);
+	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1, 0);
 	o->linear_bwd(d->dev, NULL, fit->cross, fit->t_sum, d->dt, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
 	              (int)fit->T, 0);
 	o->linear_bwd(d->dev, NULL, fit->gram, fit->f_sum, d->dec_last, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
@@ -421,10 +421,10 @@ static int fit_solve(const struct fit *fit, struct dvae *d, struct error *e)
 		if (factor(fit, host, f_sum, a) == 0) { /* else the features say nothing: chance stays */
 			for (size_t t = 0; t < T / 2; t++)
 				solve_row(fit, a, t, cross, f_sum, t_sum, a + C * C, w, w + T * C);
-			d->ops->put(d->dev, d->dec_out.w->w, w, T * C * sizeof *w);
-			d->ops->put(d->dev, d->dec_out.b->w, w + T * C, T * sizeof *w);
+			status = params_put(&d->params, d->dec_out.w, BLOCK_W, w, e) ||
+			         params_put(&d->params, d->dec_out.b, BLOCK_W, w + T * C, e) ? -1 : 0;
 		}
-		status = device_check(d->ops, d->dev, e);
+		status = status || device_check(d->ops, d->dev, e) ? -1 : 0;
 	}
 	free(host);
 	free(w);
