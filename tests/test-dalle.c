@@ -356,6 +356,39 @@ static void check_recompute(enum dtype type)
 	ops->close(dev);
 }
 
+/* Figure 4's filter: what overflows inside one resblock is seen in its own gradients, and nowhere else. */
+static void check_filter(void)
+{
+	struct dev *dev = open_dev(DT_F16);
+	struct dalle_config c = dalle_preset_find("tiny")->config;
+	uint32_t text[5], image[16];
+	fill_tokens(text, 5, 256, 1);
+	fill_tokens(image, 16, 64, 2);
+	struct dalle_item item = {text, image, 5, NULL};
+	for (int r = 0; r <= 2 * c.layers; r++) { /* the last are the heads */
+		struct dalle d;
+		struct dalle_loss l;
+		double norm;
+		int others = 0;
+		new_model(&d, dev, &c, true, false);
+		need(dalle_plan(&d, 1, true, &err), "plan");
+		start_scales(&d);
+		struct grad_scale *s = &d.params.scales;
+		s->scale[r] = 1e15;
+		params_zero_grad(&d.params);
+		need(dalle_likelihood(&d, &item, 1, true, 1, &l, &err) || params_grad_norm(&d.params, &norm, &err), "step");
+		for (int i = 0; i < s->units; i++)
+			others += i != r && !s->finite[i];
+		if (r < 2 * c.layers) /* nothing filters between the heads and the embeddings */
+			CHECK(!s->finite[r] && others == 0 && !s->outside, "resblock %d overflows, and %d others", r, others);
+		else
+			CHECK(!s->finite[r] && others == 0 && s->outside, "the heads overflow, and %d resblocks", others);
+		CHECK(!isfinite(norm), "and the update is left out");
+		dalle_free(&d);
+	}
+	ops->close(dev);
+}
+
 /* ---- sampling ---- */
 
 enum { GRID = 24, SAMPLES = 5 };
@@ -537,6 +570,7 @@ int main(void)
 	check_recompute(DT_F32);
 	check_recompute(DT_BF16);
 	check_recompute(DT_F16);
+	check_filter();
 	check_sampler(dev);
 	check_overfit(dev);
 	ops->close(dev);
