@@ -1,5 +1,5 @@
-/* test-params.c - below the training loop: AdamW against its formula in double, decay by kind of tensor, exchange of
- * averages, norms, schedules, arenas. */
+/* test-params.c - below the training loop: AdamW against its formula in double, decay by kind of tensor, storage of
+ * matrices, exchange of averages, norms, schedules, arenas. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -134,6 +134,49 @@ static void check_copies(enum dtype type)
 	cpu_ops()->close(dev);
 }
 
+/* Without a master copy: 8 bytes in all for a matrix beside averages, which are exchanged without losing the weights. */
+static void check_storage(enum dtype type)
+{
+	struct params p = {.storage = {.no_master = true, .t_gradients = true, .moments_16 = true}};
+	struct param *w, *b, *f;
+	struct error e = {0};
+	char text[200];
+	uint16_t kept[OUT * IN], shown[OUT * IN];
+	float x[OUT * IN], back[OUT * IN];
+	struct dev *dev = cpu_ops()->open(0, type, 1, text, sizeof text);
+	CHECK(params_add(&p, &w, PARAM_MATRIX, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "w") == 0 &&
+	      params_add(&p, &b, PARAM_BIAS, 0, 0, 1, (int64_t[]){OUT}, &e, "b") == 0 &&
+	      params_add(&p, &f, PARAM_MATRIX_F32, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "f") == 0 &&
+	      params_build(&p, cpu_ops(), dev, true, &e) == 0 && params_init(&p, 3, &e) == 0, "%s", e.text);
+	CHECK(!w->w && b->w && f->w && f->t == (void *)f->w && params_dw(&p, w) == OP_DW_T && params_dw(&p, f) == 0, "only the matrix is narrow");
+	size_t matrix = 0, others = 0;
+	for (enum params_block k = 0; k < BLOCKS; k++) {
+		struct block_use u = params_block_use(&p, k, type, true);
+		bool average = k == BLOCK_AVG || k == BLOCK_AVG_T;
+		matrix += u.matrices && !average ? dtype_bytes(u.type) : 0;
+		others += u.others && !average ? 4 : 0;
+	}
+	CHECK(matrix == 8 && others == 16, "%zu bytes a parameter of matrices, %zu of others", matrix, others);
+	params_start(&p);
+	memcpy(kept, w->t, sizeof kept);
+	for (int i = 0; i < OUT * IN; i++)
+		x[i] = (float)i / 7;
+	CHECK(params_put(&p, w, BLOCK_AVG, x, &e) == 0, "%s", e.text);
+	for (int round = 0; round < 2; round++) {
+		params_swap_average(&p);
+		CHECK(params_get(&p, w, BLOCK_W, back, &e) == 0, "%s", e.text);
+		memcpy(shown, w->t, sizeof shown);
+		bool rounded = true;
+		for (int i = 0; i < OUT * IN; i++)
+			rounded = rounded && fabsf(back[i] - x[i]) <= x[i] * 0x1p-8f;
+		CHECK(rounded && memcmp(shown, kept, sizeof kept), "products see the average");
+		params_swap_average(&p);
+		CHECK(memcmp(kept, w->t, sizeof kept) == 0, "and then the weights again, to the bit");
+	}
+	params_free(&p);
+	cpu_ops()->close(dev);
+}
+
 static void check_arena(void)
 {
 	const struct ops *ops = cpu_ops();
@@ -173,5 +216,7 @@ int main(void)
 	check_swap();
 	check_copies(DT_BF16);
 	check_copies(DT_F16);
+	check_storage(DT_BF16);
+	check_storage(DT_F16);
 	return check_done();
 }
