@@ -460,8 +460,11 @@ static int fit_decoder(const struct start *s, struct error *e)
 
 static void silence(struct dvae_block *blocks, int count, const struct dvae *d)
 {
-	for (int i = 0; i < count; i++)
-		d->ops->zero(d->dev, blocks[i].conv[3].w->w, blocks[i].conv[3].w->n * sizeof(float));
+	for (int i = 0; i < count; i++) {
+		const struct param *r = blocks[i].conv[3].w;
+		struct place w = params_place(&d->params, r, BLOCK_W);
+		d->ops->zero(d->dev, w.p, r->n * dtype_bytes(w.type));
+	}
 }
 
 /* Rows 2i and 2i + 1 of the 1x1 convolution become + and - direction i of `direction` (n, in), with biases that
@@ -470,10 +473,11 @@ static int put_signs(struct dvae *d, const struct dvae_conv *c, const double *di
                      struct error *e)
 {
 	size_t in = (size_t)c->in;
-	float *w = mem_alloc(2 * n, (in + 1) * sizeof *w, e);
-	if (!w)
+	float *w = mem_alloc(c->w->n + c->b->n, sizeof *w, e), *b = w ? w + c->w->n : NULL;
+	if (!w || params_get(&d->params, c->w, BLOCK_W, w, e) || params_get(&d->params, c->b, BLOCK_W, b, e)) {
+		free(w);
 		return -1;
-	float *b = w + 2 * n * in;
+	}
 	for (size_t i = 0; i < n; i++) {
 		double at = 0;
 		for (size_t k = 0; k < in; k++) {
@@ -484,9 +488,7 @@ static int put_signs(struct dvae *d, const struct dvae_conv *c, const double *di
 		b[2 * i] = (float)-at;
 		b[2 * i + 1] = (float)at;
 	}
-	d->ops->put(d->dev, c->w->w, w, 2 * n * in * sizeof *w);
-	d->ops->put(d->dev, c->b->w, b, 2 * n * sizeof *b);
-	int status = device_check(d->ops, d->dev, e);
+	int status = params_put(&d->params, c->w, BLOCK_W, w, e) || params_put(&d->params, c->b, BLOCK_W, b, e) ? -1 : 0;
 	free(w);
 	return status;
 }
