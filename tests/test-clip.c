@@ -72,7 +72,7 @@ static void check_gradients(struct clip *m, int precision, double f32_bound)
 		CHECK(params_get(&m->params, p, BLOCK_G, got, &e) == 0, "%s", e.text);
 		bool norm = p->kind == PARAM_GAIN || p->kind == PARAM_SHIFT;
 		for (size_t k = 0; k < p->n && !norm; k++)
-			got[k] /= grad_scale_enter(&m->params.scales, p->resblock);
+			got[k] /= grad_scale_enter(&m->params.scales, p->unit);
 		double err = relative_error(got, want, p->n);
 		CHECK(err < bound, "gradient of %s: relative error %.2g < %.2g", p->name, err, bound);
 		ours += err * err;

@@ -158,7 +158,7 @@ static void start_scales(struct dalle *d)
 /* The gradient of p without its scale: those of layer norms come without. */
 static float *unscaled_gradient(struct dalle *d, const struct param *p)
 {
-	float *g = calloc(p->n, sizeof *g), scale = grad_scale_enter(&d->params.scales, p->resblock);
+	float *g = calloc(p->n, sizeof *g), scale = grad_scale_enter(&d->params.scales, p->unit);
 	need(params_get(&d->params, p, BLOCK_G, g, &err), p->name);
 	for (size_t i = 0; i < p->n && !strstr(p->name, "norm"); i++)
 		g[i] /= scale;

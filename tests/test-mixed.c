@@ -86,10 +86,11 @@ static int faulty_step(void *model, const struct train_step *s, const struct rec
 	return result;
 }
 
-static int faulty_evaluate(void *model, const struct record *const *batch, int n, struct metrics *sums, struct error *e)
+static int faulty_evaluate(void *model, const struct train_step *s, const struct record *const *batch, int n,
+                           struct metrics *sums, struct error *e)
 {
 	struct faulty *f = model;
-	return f->inner.evaluate(f->inner.model, batch, n, sums, e);
+	return f->inner.evaluate(f->inner.model, s, batch, n, sums, e);
 }
 
 static struct train_options options_of(const struct format *f)
