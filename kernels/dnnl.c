@@ -153,7 +153,7 @@ struct accelerator {
 	dnnl_stream_t stream;
 	uint64_t clock;
 	int n;
-	int fast[3]; /* per dtype: oneDNN computes it natively here */
+	int fast[3]; /* per type of products: oneDNN computes it natively here */
 	struct kernel kernel[KERNELS];
 };
 
@@ -548,12 +548,14 @@ static void dnnl_linear_fwd(struct dev *d, void *y, const void *x, const void *w
 		cpu_linear_fwd(d, y, x, w, b, rows, in, out, flags);
 }
 
-static void dnnl_linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w,
+static void dnnl_linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
 			    size_t rows, int in, int out, int flags)
 {
 	enum dtype t = call_type(d, flags);
 	struct key to_x = { .type = (int)t, .out_type = (int)t, .dims = { (int64_t)rows, out, in } };
-	struct key to_w = { .type = (int)t, .out_type = DT_F32, .sum = 1, .in_transposed = 1, .dims = { out, (int64_t)rows, in } };
+	enum dtype w_type = flags & OP_DW_T ? t : DT_F32;
+	struct key to_w = { .type = (int)t, .out_type = (int)w_type, .sum = 1, .in_transposed = 1,
+			    .dims = { out, (int64_t)rows, in } };
 	if (dx && product(d, "linear_bwd", to_x, dx, dy, w, NULL))
 		cpu_linear_bwd(d, dx, NULL, NULL, dy, x, w, rows, in, out, flags);
 	if (dw && product(d, "linear_bwd", to_w, dw, dy, x, NULL))
@@ -574,7 +576,7 @@ static void linear_fwd(struct dev *d, void *y, const void *x, const void *w, con
 	(is_ours(rows, call_type(d, flags)) ? cpu_linear_fwd : dnnl_linear_fwd)(d, y, x, w, b, rows, in, out, flags);
 }
 
-static void linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
+static void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
 		       int in, int out, int flags)
 {
 	(call_type(d, flags) == DT_F32 ? cpu_linear_bwd : dnnl_linear_bwd)(d, dx, dw, db, dy, x, w, rows, in, out, flags);

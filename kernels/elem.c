@@ -19,19 +19,23 @@ static size_t block_length(size_t n, size_t i)
 
 /* ---- casts and the residual sum ---- */
 
-CLONES static void cast_block(void *y, enum dtype t, const float *x, size_t n, float scale)
+CLONES static void cast_block(void *y, enum dtype t, const float *x, size_t n, float scale, int filter)
 {
 	float v[BLOCK];
 	for (size_t i = 0; i < n; i++)
 		v[i] = scale * x[i];
+	if (filter)
+		for (size_t i = 0; i < n; i++)
+			v[i] = finite_or_zero(v[i]);
 	row_from_f32(y, t, v, n);
 }
 
-void cpu_cast(struct dev *d, void *y, const float *x, size_t n, float scale)
+void cpu_cast(struct dev *d, void *y, const float *x, size_t n, float scale, int flags)
 {
+	enum dtype t = call_type(d, flags);
 #pragma omp parallel for num_threads(d->threads) if (n > SMALL)
 	for (size_t b = 0; b < blocks_of(n); b++)
-		cast_block(at(y, d->type, b * BLOCK), d->type, x + b * BLOCK, block_length(n, b), scale);
+		cast_block(at(y, t, b * BLOCK), t, x + b * BLOCK, block_length(n, b), scale, flags & OP_FILTER);
 }
 
 CLONES static void uncast_block(float *y, const void *x, enum dtype t, size_t n, float scale)

@@ -134,13 +134,20 @@ static void finish_row(const struct gemm *g, size_t i, size_t j, size_t n, float
 	if (g->relu)
 		for (size_t q = 0; q < n; q++)
 			row[q] = row[q] > 0 ? row[q] : 0;
-	if (!g->add) {
-		row_from_f32(at(g->c, g->c_type, i * g->ldc + j), g->c_type, row, n);
+	void *c = at(g->c, g->c_type, i * g->ldc + j);
+	if (g->add && g->c_type == DT_F32) {
+		float *sum = c;
+		for (size_t q = 0; q < n; q++)
+			sum[q] += row[q];
 		return;
 	}
-	float *c = (float *)g->c + i * g->ldc + j;
-	for (size_t q = 0; q < n; q++)
-		c[q] += row[q];
+	if (g->add) {
+		float old[N_BLOCK];
+		row_to_f32(old, c, g->c_type, n);
+		for (size_t q = 0; q < n; q++)
+			row[q] += old[q];
+	}
+	row_from_f32(c, g->c_type, row, n);
 }
 
 /* One block of the result at (i, j), m x n of it real. */

@@ -24,7 +24,7 @@ struct gemm {
 	size_t ldc;
 	const float *bias; /* [n], or NULL */
 	int relu;
-	int add; /* c is f32 and c += */
+	int add; /* c +=, rounded once where c is not f32 */
 };
 
 /* 0, or -1 with d's sticky error set in op's name (no scratch memory). */

@@ -27,7 +27,7 @@ void cpu_linear_fwd(struct dev *d, void *y, const void *x, const void *w, const 
 		 });
 }
 
-void cpu_linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w,
+void cpu_linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
 		    size_t rows, int in, int out, int flags)
 {
 	enum dtype t = call_type(d, flags);
@@ -46,7 +46,7 @@ void cpu_linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *d
 				 .m = O, .n = I, .k = rows,
 				 .a = transposed(dy, t, O),
 				 .b = transposed(x, t, I),
-				 .c = dw, .c_type = DT_F32, .ldc = I,
+				 .c = dw, .c_type = flags & OP_DW_T ? t : DT_F32, .ldc = I,
 				 .add = 1,
 			 });
 	if (db)

@@ -75,9 +75,9 @@ void cpu_norm_fwd(struct dev *d, void *y, float *mean, float *rstd, const float 
 	cpu_scratch_end(d, mark);
 }
 
-/* dx = rstd (g - mean(g) - xhat mean(g xhat)), g = w dy. */
+/* dx = scale rstd (g - mean(g) - xhat mean(g xhat)), g = w dy. */
 CLONES static void norm_row_bwd(float *dx, float *buf, const void *dy, enum dtype t, const float *x, const float *w,
-                                float mean, float rstd, int C, int add)
+                                float mean, float rstd, int C, float scale, int flags)
 {
 	const float *g = row_f32(buf, dy, t, 0, C);
 	vf sg = v_set(0), sx = v_set(0);
@@ -87,16 +87,20 @@ CLONES static void norm_row_bwd(float *dx, float *buf, const void *dy, enum dtyp
 		sx += wg * (v_row(x, i, n, 0) - mean) * rstd;
 	}
 	float mg = v_sum(sg) / C, mx = v_sum(sx) / C;
-	if (!add)
+	if (!(flags & OP_ADD))
 		memset(dx, 0, C * sizeof(float));
-	for (int i = 0; i < C; i++)
-		dx[i] += rstd * (w[i] * g[i] - mg - (x[i] - mean) * rstd * mx);
+	if (flags & OP_FILTER)
+		for (int i = 0; i < C; i++)
+			dx[i] += finite_or_zero(scale * (rstd * (w[i] * g[i] - mg - (x[i] - mean) * rstd * mx)));
+	else
+		for (int i = 0; i < C; i++)
+			dx[i] += scale * (rstd * (w[i] * g[i] - mg - (x[i] - mean) * rstd * mx));
 }
 
 /* Columns c .. c+n-1 of dw and db over all rows: per ROW_BLOCK rows first, then into the gradient, which
  * also keeps the f32 sum of many rows accurate. */
 CLONES static void norm_strip_bwd(float *dw, float *db, const void *dy, enum dtype t, const float *x, const float *mean,
-                                  const float *rstd, size_t rows, int C, int c, int n)
+                                  const float *rstd, size_t rows, int C, int c, int n, float scale)
 {
 	for (size_t r0 = 0; r0 < rows; r0 += ROW_BLOCK) {
 		float sw[STRIP] = {0}, sb[STRIP] = {0}, g[STRIP];
@@ -109,14 +113,14 @@ CLONES static void norm_strip_bwd(float *dw, float *db, const void *dy, enum dty
 			}
 		}
 		for (int i = 0; dw && i < n; i++)
-			dw[c + i] += sw[i];
+			dw[c + i] += scale * sw[i];
 		for (int i = 0; db && i < n; i++)
-			db[c + i] += sb[i];
+			db[c + i] += scale * sb[i];
 	}
 }
 
 void cpu_norm_bwd(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
-                  const float *mean, const float *rstd, size_t rows, int C, int flags)
+                  const float *mean, const float *rstd, size_t rows, int C, float scale, int flags)
 {
 	enum dtype t = call_type(d, flags);
 	struct scratch_mark mark = cpu_scratch_begin(d);
@@ -129,12 +133,12 @@ void cpu_norm_bwd(struct dev *d, float *dx, float *dw, float *db, const void *dy
 #pragma omp for nowait
 			for (size_t r = 0; r < rows; r++)
 				norm_row_bwd(dx + r * C, buf + (size_t)cpu_thread() * C, at_const(dy, t, r * C), t, x + r * C, w,
-				             mean[r], rstd[r], C, flags & OP_ADD);
+				             mean[r], rstd[r], C, scale, flags);
 		}
 		if (dw || db) {
 #pragma omp for
 			for (int c = 0; c < C; c += STRIP)
-				norm_strip_bwd(dw, db, dy, t, x, mean, rstd, rows, C, c, C - c < STRIP ? C - c : STRIP);
+				norm_strip_bwd(dw, db, dy, t, x, mean, rstd, rows, C, c, C - c < STRIP ? C - c : STRIP, scale);
 		}
 	}
 	cpu_scratch_end(d, mark);

@@ -8,7 +8,8 @@
  *     S positions, H heads, D head width; rows x in -> rows x out for matrix products;
  *     V vocabulary or codebook.
  *   - `void *` marked T is the activation type chosen at open (f32, bf16 or f16); `float *` is
- *     always f32: residual streams, norms, statistics, logits, losses, master weights, gradients.
+ *     always f32: residual streams, norms, statistics, logits, losses, gradients of gains and biases.
+ *     What the optimizer keeps of a matrix has a type of its own: struct adamw_tensor.
  *     The flag OP_F32 turns the T operands of that call into f32.
  *   - Outputs come first.  Gradients of activations are written, gradients of parameters are
  *     accumulated (+=); exceptions say so.  Any gradient output may be NULL: not wanted.
@@ -25,15 +26,19 @@
 
 #define OPS_ABI 1
 
-enum dtype { DT_F32, DT_BF16, DT_F16 };
+/* The last two hold Adam's moments only (recipe D10): sign, exponent and significand of 1, 6 and 9 bits, and of 0, 6
+ * and 10; convert.h has their values. */
+enum dtype { DT_F32, DT_BF16, DT_F16, DT_1_6_9, DT_0_6_10 };
 static inline size_t dtype_bytes(enum dtype t) { return t == DT_F32 ? 4 : 2; }
 
-/* Flags of linear_*, conv_*, norm_*, relu_*. */
+/* Flags of linear_*, conv_*, norm_*, relu_*, cast. */
 enum {
 	OP_F32 = 1,     /* every T operand of this call is f32 */
 	OP_OUT_F32 = 2, /* linear_fwd: y alone is f32 (logits) */
 	OP_ADD = 4,     /* linear_fwd: y is f32 and y += (residual stream); norm_bwd: dx += */
 	OP_RELU = 8,    /* conv_fwd: y = max(0, .) */
+	OP_FILTER = 16, /* cast, norm_bwd: every NaN and infinity becomes 0 before it is stored or added (D4) */
+	OP_DW_T = 32,   /* linear_bwd: dw is T, dw = round(dw + dy^T x), to nearest even */
 };
 
 /* Which keys a query sees (recipe C12, C13).  States 0..n_text-1 are text, then
@@ -93,6 +98,18 @@ struct adamw {
 	float v_max;   /* running variance is clipped to this before use and storing; 0: no clip (C24) */
 	float g_scale; /* gradients are multiplied by this first (clipping, unscaling) */
 	int64_t step;  /* 1 for the first update: bias corrections 1 - beta^step */
+	/* Random bits of element i, for a w that is rounded: philox(seed, (first + i) lo, hi, step, RNG_ROUND)[0]. */
+	uint64_t seed, first;
+};
+
+/* What AdamW works on, (n) each.  All arithmetic is f32; what is stored otherwise is converted. */
+struct adamw_tensor {
+	void *w;       /* f32: the master copy.  T: there is none, w is rounded to T at random, up with a probability of how
+	                * far it is on the way up, so that the mean of many small steps is kept (D12) */
+	void *wt;      /* with an f32 w: its T copy, rewritten unless it is w itself or NULL */
+	void *m, *v;   /* the moments: f32, or 1-6-9 and 0-6-10 */
+	const void *g; /* f32 or T */
+	enum dtype w_type, m_type, v_type, g_type;
 };
 
 /* How a token is drawn from a row of logits: softmax(logits / temperature), the top_k likeliest of
@@ -142,7 +159,8 @@ struct ops {
 
 	/* ---- elementwise; n elements ---- */
 
-	void (*cast)(struct dev *d, void *y /*T*/, const float *x, size_t n, float scale);   /* y = scale * x */
+	/* y = scale * x.  FILTER acts on that f32 product, so that what overflows in T alone stays visible. */
+	void (*cast)(struct dev *d, void *y /*T*/, const float *x, size_t n, float scale, int flags);
 	void (*uncast)(struct dev *d, float *y, const void *x /*T*/, size_t n, float scale); /* y = scale * x */
 	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n); /* y = x + gain*r; y may be x */
 	void (*relu_fwd)(struct dev *d, void *y /*T*/, const float *x, size_t n, int flags); /* y = max(0, x) */
@@ -159,8 +177,9 @@ struct ops {
 	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL.  Flags F32, OUT_F32, ADD. */
 	void (*linear_fwd)(struct dev *d, void *y /*T*/, const void *x /*T*/, const void *w /*T*/, const float *b,
 	                   size_t rows, int in, int out, int flags);
-	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x; db[out] += column sums of dy. Flag F32. */
-	void (*linear_bwd)(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w,
+	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x (f32, or T with DW_T); db[out] += column sums of dy.
+	 * Flags F32, DW_T. */
+	void (*linear_bwd)(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
 	                   size_t rows, int in, int out, int flags);
 	/* u = x w^T + b, y = gelu(u): the MLP's first half, fused where the device can. */
 	void (*linear_gelu_fwd)(struct dev *d, void *y /*T*/, void *u /*T*/, const void *x, const void *w, const float *b,
@@ -196,9 +215,10 @@ struct ops {
 	/* Layer norm, eps 1e-5: y[rows,C] (T, or f32 with F32), mean[rows], rstd[rows] from x[rows,C]. */
 	void (*norm_fwd)(struct dev *d, void *y /*T*/, float *mean, float *rstd, const float *x, const float *w, const float *b,
 	                 size_t rows, int C, int flags);
-	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32. */
+	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32.  Everything that it gives is
+	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that. */
 	void (*norm_bwd)(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
-	                 const float *mean, const float *rstd, size_t rows, int C, int flags);
+	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags);
 	/* y[B,S,H,D] = softmax(q k^T / sqrt(D)) v over the keys of the mask; qkv[B,S,3,H,D];
 	 * lse[B,H,S] = log of the sum of exp(scores), kept for the backward. */
 	void (*attn_fwd)(struct dev *d, void *y /*T*/, float *lse, const void *qkv /*T*/, int B, int H, int D,
@@ -254,11 +274,13 @@ struct ops {
 
 	/* ---- optimizer ---- */
 
-	/* One AdamW update of n weights (C24, D11: eps is added to the root of the uncorrected v): decayed w,
-	 * moments m and v; wt (T copy of w) is rewritten unless it is w itself. */
-	void (*adamw)(struct dev *d, float *w, void *wt, float *m, float *v, const float *g, size_t n, const struct adamw *a);
-	void (*sumsq)(struct dev *d, double *sum /*device*/, const float *x, size_t n); /* *sum += sum of x^2 */
-	void (*average)(struct dev *d, float *avg, const float *w, size_t n, float decay); /* avg = decay*avg + (1-decay)*w */
+	/* One AdamW update of n weights (C24, D11: eps is added to the root of the uncorrected v): decayed w, moments
+	 * m and v, as struct adamw_tensor stores them. */
+	void (*adamw)(struct dev *d, const struct adamw_tensor *x, size_t n, const struct adamw *a);
+	/* *sum += sum of x^2; x is f32 or T */
+	void (*sumsq)(struct dev *d, double *sum /*device*/, const void *x, enum dtype type, size_t n);
+	/* avg = decay*avg + (1-decay)*w; w is f32 or T */
+	void (*average)(struct dev *d, float *avg, const void *w, enum dtype type, size_t n, float decay);
 	void (*sum)(struct dev *d, double *sum /*device*/, const float *x, size_t n);   /* *sum += sum of x */
 };
 

@@ -43,12 +43,12 @@ static int layer_rows(struct stack_layer *l, struct params *p, const char *prefi
 	int64_t C = c->width, F = c->hidden;
 #define ROW(slot, kind, std, half, rank, name, ...) \
 	params_add(p, &l->slot, kind, std, block + half, rank, (int64_t[]){__VA_ARGS__}, e, "%s%d." name, prefix, i)
-	if (ROW(norm1_w, PARAM_GAIN, 0, 0, 1, "norm1.weight", C) || ROW(norm1_b, PARAM_BIAS, 0, 0, 1, "norm1.bias", C) ||
+	if (ROW(norm1_w, PARAM_GAIN, 0, 0, 1, "norm1.weight", C) || ROW(norm1_b, PARAM_SHIFT, 0, 0, 1, "norm1.bias", C) ||
 	    ROW(qkv_w, PARAM_MATRIX, c->std_qkv, 0, 2, "attn.qkv.weight", 3 * C, C) ||
 	    ROW(qkv_b, PARAM_BIAS, 0, 0, 1, "attn.qkv.bias", 3 * C) ||
 	    ROW(out_w, PARAM_MATRIX, c->std_out, 0, 2, "attn.out.weight", C, C) ||
 	    ROW(out_b, PARAM_BIAS, 0, 0, 1, "attn.out.bias", C) || ROW(norm2_w, PARAM_GAIN, 0, 1, 1, "norm2.weight", C) ||
-	    ROW(norm2_b, PARAM_BIAS, 0, 1, 1, "norm2.bias", C) ||
+	    ROW(norm2_b, PARAM_SHIFT, 0, 1, 1, "norm2.bias", C) ||
 	    ROW(up_w, PARAM_MATRIX, c->std_up, 1, 2, "mlp.up.weight", F, C) ||
 	    ROW(up_b, PARAM_BIAS, 0, 1, 1, "mlp.up.bias", F) ||
 	    ROW(down_w, PARAM_MATRIX, c->std_down, 1, 2, "mlp.down.weight", C, F) ||
@@ -61,7 +61,7 @@ static int layer_rows(struct stack_layer *l, struct params *p, const char *prefi
 int stack_rows(struct stack *s, struct params *p, const char *prefix, int first_resblock, const struct stack_config *c,
                struct error *e)
 {
-	*s = (struct stack){.c = *c, .params = p};
+	*s = (struct stack){.c = *c, .params = p, .resblock = first_resblock};
 	if (check_config(c, e))
 		return -1;
 	if (!s->c.hidden)
@@ -251,43 +251,55 @@ const float *stack_forward(struct stack *s, int B)
 	return s->h;
 }
 
-/* ---- backward ---- */
+/* ---- backward ----
+ *
+ * Figure 4: dh is multiplied by the resblock's gradient scale where it becomes T, and what the norm's backward gives is
+ * divided by it; both are filtered, so that a value that is not finite stays in its resblock, whose weights show it. */
 
-/* dh as T for a product: itself when T is f32 (it is read before it is next written). */
-static const void *as_type(const struct stack *s, const float *dh, size_t n)
+/* scale * dh as T for a product: dh itself when T is f32 (it is read before it is next written). */
+static const void *as_type(const struct stack *s, const float *dh, size_t n, float scale)
 {
 	if (s->params->ops->type(s->params->dev) == DT_F32)
 		return dh;
-	s->params->ops->cast(s->params->dev, s->g3, dh, n, 1);
+	s->params->ops->cast(s->params->dev, s->g3, dh, n, scale, OP_FILTER);
 	return s->g3;
 }
 
-static void mlp_backward(const struct stack *s, const struct stack_layer *l, float *dh, size_t rows)
+/* Gradients of y = x w^T + b into the rows, dx written. */
+static void product_backward(const struct stack *s, void *dx, const struct param *w, const struct param *b, const void *dy,
+                             const void *x, size_t rows, int in, int out)
+{
+	s->params->ops->linear_bwd(s->params->dev, dx, w->g, b->g, dy, x, w->t, rows, in, out, params_dw(s->params, w));
+}
+
+static void mlp_backward(const struct stack *s, const struct stack_layer *l, float *dh, size_t rows, float scale)
 {
 	const struct ops *ops = s->params->ops;
 	struct dev *d = s->params->dev;
 	int C = s->c.width, F = s->c.hidden;
-	const void *dy = as_type(s, dh, rows * (size_t)C);
-	ops->linear_bwd(d, s->g1, l->down_w->g, l->down_b->g, dy, l->a, l->down_w->t, rows, F, C, 0); /* da (rows, F) */
-	ops->gelu_bwd(d, s->g2, s->g1, l->u, rows * (size_t)F, s->c.exact_gelu);                      /* du (rows, F) */
-	ops->linear_bwd(d, s->g3, l->up_w->g, l->up_b->g, s->g2, l->n2, l->up_w->t, rows, C, F, 0);   /* dn (rows, C) */
-	ops->norm_bwd(d, dh, l->norm2_w->g, l->norm2_b->g, s->g3, l->x2, l->norm2_w->w, l->mean2, l->rstd2, rows, C, OP_ADD);
+	const void *dy = as_type(s, dh, rows * (size_t)C, scale);                        /* (rows, C) */
+	product_backward(s, s->g1, l->down_w, l->down_b, dy, l->a, rows, F, C);          /* da (rows, F) */
+	ops->gelu_bwd(d, s->g2, s->g1, l->u, rows * (size_t)F, s->c.exact_gelu);         /* du (rows, F) */
+	product_backward(s, s->g3, l->up_w, l->up_b, s->g2, l->n2, rows, C, F);          /* dn (rows, C) */
+	ops->norm_bwd(d, dh, l->norm2_w->g, l->norm2_b->g, s->g3, l->x2, l->norm2_w->w, l->mean2, l->rstd2, rows, C, 1 / scale,
+	              OP_ADD | OP_FILTER);
 }
 
-static void attention_backward(const struct stack *s, const struct stack_layer *l, float *dh, int B)
+static void attention_backward(const struct stack *s, const struct stack_layer *l, float *dh, int B, float scale)
 {
 	const struct ops *ops = s->params->ops;
 	struct dev *d = s->params->dev;
 	int C = s->c.width, H = s->c.heads;
 	size_t rows = (size_t)B * (size_t)s->S;
-	const void *dy = as_type(s, dh, rows * (size_t)C);
-	ops->linear_bwd(d, s->g1, l->out_w->g, l->out_b->g, dy, l->att, l->out_w->t, rows, C, C, 0);        /* datt */
-	ops->attn_bwd(d, s->g2, s->g1, l->qkv, l->att, l->lse, B, H, C / H, &l->mask);                      /* dqkv */
-	ops->linear_bwd(d, s->g3, l->qkv_w->g, l->qkv_b->g, s->g2, l->n1, l->qkv_w->t, rows, C, 3 * C, 0);  /* dn */
-	ops->norm_bwd(d, dh, l->norm1_w->g, l->norm1_b->g, s->g3, l->x1, l->norm1_w->w, l->mean1, l->rstd1, rows, C, OP_ADD);
+	const void *dy = as_type(s, dh, rows * (size_t)C, scale);                           /* (rows, C) */
+	product_backward(s, s->g1, l->out_w, l->out_b, dy, l->att, rows, C, C);             /* datt (rows, C) */
+	ops->attn_bwd(d, s->g2, s->g1, l->qkv, l->att, l->lse, B, H, C / H, &l->mask);      /* dqkv (rows, 3C) */
+	product_backward(s, s->g3, l->qkv_w, l->qkv_b, s->g2, l->n1, rows, C, 3 * C);       /* dn (rows, C) */
+	ops->norm_bwd(d, dh, l->norm1_w->g, l->norm1_b->g, s->g3, l->x1, l->norm1_w->w, l->mean1, l->rstd1, rows, C, 1 / scale,
+	              OP_ADD | OP_FILTER);
 	/* Its gradient is zero but for rounding, which Adam would blow up to full steps. */
 	if (!s->c.key_bias)
-		ops->zero(d, l->qkv_b->g + C, (size_t)C * 4);
+		ops->zero(d, (float *)l->qkv_b->g + C, (size_t)C * 4);
 }
 
 void stack_backward(struct stack *s, float *dh, int B)
@@ -295,12 +307,13 @@ void stack_backward(struct stack *s, float *dh, int B)
 	size_t rows = (size_t)B * (size_t)s->S;
 	for (int i = s->c.layers - 1; i >= 0; i--) {
 		const struct stack_layer *l = &s->layer[i];
+		const struct grad_scale *scales = &s->params->scales;
 		if (s->c.recompute)
 			mlp_inner(s, l, rows);
-		mlp_backward(s, l, dh, rows);
+		mlp_backward(s, l, dh, rows, grad_scale_enter(scales, s->resblock + 2 * i + 1));
 		if (s->c.recompute)
 			attention_inner(s, l, B, s->S, &l->mask, NULL);
-		attention_backward(s, l, dh, B);
+		attention_backward(s, l, dh, B, grad_scale_enter(scales, s->resblock + 2 * i));
 	}
 }
 

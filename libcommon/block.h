@@ -60,6 +60,7 @@ struct stack {
 	struct stack_config c; /* masks is NULL here: each layer holds its own */
 	struct params *params;
 	struct stack_layer *layer; /* [layers] */
+	int resblock;              /* number of the first */
 	int S;                     /* positions as planned */
 	float *h;                  /* (rows, C) the last residual stream */
 	void *g1, *g2, *g3;        /* T scratch of the backward: (rows, F') (rows, F') (rows, C), F' = max(F, 3C) */

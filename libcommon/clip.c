@@ -136,6 +136,12 @@ static int config_from_json(struct clip_config *c, const json_t *j, const char *
 
 /* ---- weights ---- */
 
+/* The patch embedding computes in T as well: a unit of gradient scale after the resblocks of both towers. */
+static int patch_unit(const struct clip_config *c)
+{
+	return 2 * (int)(c->image_layers + c->text_layers);
+}
+
 static int image_rows(struct clip *m, struct error *e)
 {
 	const struct clip_config *c = &m->config;
@@ -157,10 +163,10 @@ static int image_rows(struct clip *m, struct error *e)
 	        params_add(p, &m->image_pos, PARAM_EMBED, std, -1, 2, (int64_t[]){patches(c) + 1, W}, e,
 	                   "visual.positional_embedding") ||
 	        params_add(p, &m->pre_w, PARAM_GAIN, 0, -1, 1, &W, e, "visual.ln_pre.weight") ||
-	        params_add(p, &m->pre_b, PARAM_BIAS, 0, -1, 1, &W, e, "visual.ln_pre.bias") ||
+	        params_add(p, &m->pre_b, PARAM_SHIFT, 0, -1, 1, &W, e, "visual.ln_pre.bias") ||
 	        stack_rows(&m->image_stack, p, "visual.blocks.", 0, &s, e) ||
 	        params_add(p, &m->post_w, PARAM_GAIN, 0, -1, 1, &W, e, "visual.ln_post.weight") ||
-	        params_add(p, &m->post_b, PARAM_BIAS, 0, -1, 1, &W, e, "visual.ln_post.bias") ||
+	        params_add(p, &m->post_b, PARAM_SHIFT, 0, -1, 1, &W, e, "visual.ln_post.bias") ||
 	        params_add(p, &m->image_proj, PARAM_MATRIX_F32, std, -1, 2, (int64_t[]){c->embed, W}, e, "visual.proj.weight");
 	free(masks);
 	return r ? -1 : 0;
@@ -184,7 +190,7 @@ static int text_rows(struct clip *m, struct error *e)
 	        params_add(p, &m->text_pos, PARAM_EMBED, 0.01f, -1, 2, (int64_t[]){c->context, W}, e, "positional_embedding") ||
 	        stack_rows(&m->text_stack, p, "text.blocks.", 2 * (int)c->image_layers, &s, e) ||
 	        params_add(p, &m->final_w, PARAM_GAIN, 0, -1, 1, &W, e, "ln_final.weight") ||
-	        params_add(p, &m->final_b, PARAM_BIAS, 0, -1, 1, &W, e, "ln_final.bias") ||
+	        params_add(p, &m->final_b, PARAM_SHIFT, 0, -1, 1, &W, e, "ln_final.bias") ||
 	        params_add(p, &m->text_proj, PARAM_MATRIX_F32, 1 / sqrtf((float)W), -1, 2, (int64_t[]){c->embed, W}, e,
 	                   "text_projection.weight") ||
 	        params_add(p, &m->scale, PARAM_SCALAR, logf(1 / 0.07f), -1, 1, (int64_t[]){1}, e, "logit_scale");
@@ -309,6 +315,7 @@ int clip_build(struct clip *m, struct error *e)
 	if (params_build(&m->params, m->ops, m->dev, m->training, e) ||
 	    arena_alloc(&m->arena, m->ops, m->dev, "CLIP activations", e))
 		return -1;
+	m->patch_w->unit = patch_unit(&m->config);
 	layout(m, &m->arena);
 	return put_indices(m, e);
 }
@@ -373,7 +380,7 @@ static void image_forward(struct clip *m, const uint8_t *rgb, int n)
 	o->put(m->dev, b->rgb, rgb, pixels * 3);
 	o->pixels(m->dev, b->x, b->rgb, pixels, scale, shift);                                       /* (n, side, side, 3) */
 	o->space_to_depth(m->dev, b->patches, b->x, n, side, side, 3, k);                            /* (n, G, 3kk) */
-	o->cast(m->dev, b->patches_t, b->patches, (size_t)n * G * (size_t)in, 1);
+	o->cast(m->dev, b->patches_t, b->patches, (size_t)n * G * (size_t)in, 1, 0);
 	o->linear_fwd(m->dev, b->embedded, b->patches_t, m->patch_w->t, NULL, (size_t)n * G, in, W, OP_OUT_F32);
 	o->embed_fwd(m->dev, b->pre, m->class_embed->w, b->class_idx, rows, W, 0);                   /* (n, P, W) */
 	o->embed_fwd(m->dev, b->pre, b->embedded, b->patch_idx, rows, W, 1);
@@ -494,7 +501,7 @@ static void head_backward(struct clip *m, struct clip_head *h, float *dstream, s
 	int W = (int)proj->shape[1], E = (int)proj->shape[0];
 	o->l2_bwd(m->dev, h->dproj, h->dunit, h->unit, h->rnorm, B, E);
 	o->linear_bwd(m->dev, h->dnorm, proj->g, NULL, h->dproj, h->norm, proj->w, B, W, E, OP_F32);
-	o->norm_bwd(m->dev, h->drow, gain->g, bias->g, h->dnorm, h->row, gain->w, h->mean, h->rstd, B, W, OP_F32);
+	o->norm_bwd(m->dev, h->drow, gain->g, bias->g, h->dnorm, h->row, gain->w, h->mean, h->rstd, B, W, 1, OP_F32);
 	o->zero(m->dev, dstream, stream_rows * (size_t)W * 4);
 	o->embed_bwd(m->dev, dstream, h->drow, idx, B, W);
 }
@@ -509,13 +516,14 @@ static void image_backward(struct clip *m, int n)
 	head_backward(m, &b->image, b->dimage, rows, b->first_idx, m->post_w, m->post_b, m->image_proj, n);
 	stack_backward(&m->image_stack, b->dimage, n);
 	o->norm_bwd(m->dev, b->dpre, m->pre_w->g, m->pre_b->g, b->dimage, b->pre, m->pre_w->w, b->pre_mean, b->pre_rstd, rows,
-	            W, OP_F32);
+	            W, 1, OP_F32);
 	o->embed_bwd(m->dev, m->class_embed->g, b->dpre, b->class_idx, rows, W);
 	o->embed_bwd(m->dev, m->image_pos->g, b->dpre, b->pos_idx, rows, W);
 	o->zero(m->dev, b->dembedded, values * 4);
 	o->embed_bwd(m->dev, b->dembedded, b->dpre, b->patch_idx, rows, W);
-	o->cast(m->dev, b->dembedded_t, b->dembedded, values, 1);
-	o->linear_bwd(m->dev, NULL, m->patch_w->g, NULL, b->dembedded_t, b->patches_t, m->patch_w->t, (size_t)n * G, in, W, 0);
+	o->cast(m->dev, b->dembedded_t, b->dembedded, values, grad_scale_enter(&m->params.scales, patch_unit(c)), OP_FILTER);
+	o->linear_bwd(m->dev, NULL, m->patch_w->g, NULL, b->dembedded_t, b->patches_t, m->patch_w->t, (size_t)n * G, in, W,
+	              params_dw(&m->params, m->patch_w));
 }
 
 static void text_backward(struct clip *m, int n)
@@ -701,7 +709,7 @@ void clip_trainee(struct clip_trainer *t, struct trainee *out)
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
 		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight",
-		.activation_bytes = arena_bytes(&m->arena),
+		.activation_bytes = arena_bytes(&m->arena), .grad_scale = GRAD_SCALE_RESBLOCK, .t_gradients = true,
 		.lr = step_size, .step = train_step, .evaluate = evaluate,
 	};
 }

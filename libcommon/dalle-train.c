@@ -151,6 +151,7 @@ void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, c
 		.activation_bytes = arena_bytes(&f->d->arena),
 		.text_rows = "text.embed.weight text.head.weight text.head.bias",
 		.image_rows = "image.embed.weight image.head.weight image.head.bias",
+		.grad_scale = f->grad_scale, .t_gradients = true,
 		.lr = step_size, .step = fit_step, .evaluate = fit_evaluate,
 	};
 }

@@ -19,6 +19,7 @@ struct dalle_fit {
 	int64_t halve_at[DALLE_MAX_HALVINGS]; /* updates at which the step size is halved, ascending (C23, J12) */
 	int halvings;
 	bool constant;            /* the step size keeps its peak but for halvings; else it falls along a cosine */
+	enum grad_scale_kind grad_scale; /* in f16 */
 	/* set by dalle_fit_start */
 	struct bpe_coder *coder;
 	struct dalle_item *items; /* (batch) */

@@ -68,11 +68,11 @@ static int describe_stack(struct dalle *d, double init, bool recompute, struct e
 
 int dalle_describe(struct dalle *d, const struct dalle_config *c, double init, bool recompute, struct error *e)
 {
-	*d = (struct dalle){.c = *c};
+	*d = (struct dalle){.c = *c, .head_unit = c->logits_f32 ? -1 : 2 * c->layers};
 	int64_t C = c->width;
 	if (dalle_config_check(c, e) || describe_tables(d, init, e) || describe_stack(d, init, recompute, e) ||
 	    params_add(&d->params, &d->norm_w, PARAM_GAIN, 0, -1, 1, (int64_t[]){C}, e, "norm.weight") ||
-	    params_add(&d->params, &d->norm_b, PARAM_BIAS, 0, -1, 1, (int64_t[]){C}, e, "norm.bias") ||
+	    params_add(&d->params, &d->norm_b, PARAM_SHIFT, 0, -1, 1, (int64_t[]){C}, e, "norm.bias") ||
 	    describe_head(d, &d->text_head, "text", c->text_vocab, e) ||
 	    describe_head(d, &d->image_head, "image", c->image_vocab, e))
 		return -1;
@@ -81,7 +81,13 @@ int dalle_describe(struct dalle *d, const struct dalle_config *c, double init, b
 
 int dalle_build(struct dalle *d, const struct ops *ops, struct dev *dev, bool training, struct error *e)
 {
-	return params_build(&d->params, ops, dev, training, e);
+	if (params_build(&d->params, ops, dev, training, e))
+		return -1;
+	/* Heads in T take part in the gradient scales as if they were one more resblock after those of the stack. */
+	struct param *rows[] = {d->norm_w, d->norm_b, d->text_head.w, d->text_head.b, d->image_head.w, d->image_head.b};
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++)
+		rows[i]->unit = d->head_unit;
+	return 0;
 }
 
 static void copy_id(char id[ID_LENGTH + 1], const char *s)
@@ -360,7 +366,8 @@ static void head_pass(const struct dalle *d, const struct dalle_head *h, const s
 		ops->linear_fwd(dev, d->logits, x, h->w->t, h->b->w, n, C, h->V, flags ? flags : OP_OUT_F32); /* (n, V) */
 		ops->xent(dev, d->nll + at, backward ? d->dlogits : NULL, d->logits, b->d_target + at, n, h->V, (float)scale, flags);
 		if (backward)
-			ops->linear_bwd(dev, (char *)d->dnx + at * t, h->w->g, h->b->g, d->dlogits, x, h->w->t, n, C, h->V, flags);
+			ops->linear_bwd(dev, (char *)d->dnx + at * t, h->w->g, h->b->g, d->dlogits, x, h->w->t, n, C, h->V,
+			                flags | params_dw(&d->params, h->w));
 	}
 }
 
@@ -371,7 +378,7 @@ static void backward_pass(struct dalle *d, const struct batch *b)
 	int C = d->c.width;
 	size_t n = b->text_rows + b->image_rows;
 	ops->norm_bwd(dev, d->dhx, d->norm_w->g, d->norm_b->g, d->dnx, d->hx, d->norm_w->w, d->mean, d->rstd, n, C,
-	              dalle_head_flags(d)); /* (n, C) */
+	              1 / grad_scale_enter(&d->params.scales, d->head_unit), dalle_head_flags(d)); /* (n, C) */
 	ops->zero(dev, d->dh, b->rows * (size_t)C * 4);
 	ops->embed_bwd(dev, d->dh, d->dhx, b->d_gather, n, C); /* the gather's adjoint: (B, S, C) */
 	stack_backward(&d->stack, d->dh, b->n);
@@ -414,6 +421,7 @@ int dalle_likelihood(struct dalle *d, const struct dalle_item *items, int n, boo
 	ops->embed_fwd(dev, d->hx, h, b.d_gather, gathered, d->c.width, 0);              /* (gathered, C) */
 	ops->norm_fwd(dev, d->nx, d->mean, d->rstd, d->hx, d->norm_w->w, d->norm_b->w, gathered, d->c.width,
 	              dalle_head_flags(d));                                              /* (gathered, C) */
+	scale *= (double)grad_scale_loss(&d->params.scales) * (double)grad_scale_enter(&d->params.scales, d->head_unit);
 	double text = text_count ? scale * DALLE_TEXT_SHARE / (double)text_count : 0;
 	head_pass(d, &d->text_head, &b, 0, b.text_rows, backward, text);
 	head_pass(d, &d->image_head, &b, b.text_rows, b.image_rows, backward, scale * DALLE_IMAGE_SHARE / (double)b.image_rows);

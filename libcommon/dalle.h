@@ -48,6 +48,7 @@ struct dalle {
 	struct param *table[DALLE_TABLES];
 	struct param *norm_w, *norm_b;
 	struct dalle_head text_head, image_head;
+	int head_unit; /* of gradient scale, when the heads compute in T; -1 in f32 */
 	char id[ID_LENGTH + 1];                             /* of the file, "" for new models */
 	char text_id[ID_LENGTH + 1], image_id[ID_LENGTH + 1]; /* what it was trained on */
 
@@ -93,7 +94,7 @@ int dalle_check_record(const struct dalle *d, const struct record *rec, const ch
 
 /* Negative log-likelihood of n <= batch items.  With backward, also the gradients of
  *	scale * (1/8 text / text_count + 7/8 image / image_count)
- * accumulated into the parameters (C19: counts of this batch).  Waits for the device. */
+ * accumulated into the parameters (C19: counts of this batch), multiplied by params.scales.  Waits for the device. */
 int dalle_likelihood(struct dalle *d, const struct dalle_item *items, int n, bool backward, double scale,
                      struct dalle_loss *out, struct error *e);
 #define DALLE_TEXT_SHARE (1.0 / 8)

@@ -7,7 +7,7 @@ enum { PRECISION_AUTO }; /* the other indices of OPT_RUN's list are dtype + 1 */
 
 const char *dtype_name(enum dtype t)
 {
-	static const char *const names[] = {"f32", "bf16", "f16"};
+	static const char *const names[] = {"f32", "bf16", "f16", "1-6-9", "0-6-10"};
 	return (size_t)t < ARRAY_LEN(names) ? names[t] : "?";
 }
 

@@ -17,7 +17,7 @@ int device_check(const struct ops *ops, struct dev *dev, struct error *e);
 /* `bytes` of device memory, zeroed.  NULL and STATUS_LIMIT "WHAT: needs 3.1 GiB of memory, cpu has 1.9 GiB free". */
 void *device_alloc(const struct ops *ops, struct dev *dev, uint64_t bytes, const char *what, struct error *e);
 
-const char *dtype_name(enum dtype t); /* "f32", "bf16", "f16" */
+const char *dtype_name(enum dtype t); /* "f32", "bf16", "f16", "1-6-9", "0-6-10" */
 /* "512 B", "3.4 KiB", "1.25 GiB"; out of at least 16 bytes. */
 void format_bytes(char *out, size_t n, uint64_t bytes);
 

@@ -86,19 +86,19 @@ int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const str
 	const struct ops *o = d->ops;
 	size_t rows = tokens_of(d, n), pixels = pixels_of(d, n);
 	int K = (int)d->config.codes;
-	double values = 3 * (double)pixels, sums[2];
+	double values = 3 * (double)pixels, sums[2], scale = (double)p->scale * (double)grad_scale_loss(&d->params.scales);
 	o->put(d->dev, d->rgb, rgb, 3 * pixels);
 	dvae_forward_encoder(d, n);
 	o->gumbel_fwd(d->dev, d->z, d->kl, d->logits, rows, K, p->tau, p->seed, p->step, p->first_row);
 	dvae_forward_decoder(d, n);
 	o->logit_laplace(d->dev, d->nll, d->dout, d->out, d->pixels, pixels, p->floor,
-	                 (float)(p->scale / values));
+	                 (float)(scale / values));
 	if (get_sums(d, n, sums, e))
 		return -1;
 	dvae_backward_decoder(d, n);
-	o->gumbel_bwd(d->dev, d->dlogits, d->dz, d->z, d->logits, rows, K, p->tau, (float)(p->beta / values * p->scale));
+	o->gumbel_bwd(d->dev, d->dlogits, d->dz, d->z, d->logits, rows, K, p->tau, (float)(p->beta / values * scale));
 	*l = (struct dvae_loss){.distortion = sums[0] / values, .kl = sums[1] / (double)rows};
-	if (p->bonus > 0 && add_usage_gradient(d, n, p->bonus * p->scale, &l->usage, e))
+	if (p->bonus > 0 && add_usage_gradient(d, n, p->bonus * scale, &l->usage, e))
 		return -1;
 	dvae_backward_encoder(d, n);
 	l->loss = l->distortion + p->beta * (double)rows / values * l->kl - p->bonus * l->usage;
@@ -308,22 +308,23 @@ static int fit_preview(void *model, const struct train_step *s, struct error *e)
 	return dvae_write_preview(f, e);
 }
 
-void dvae_fit_plan(struct dvae *d, struct trainee *t)
+void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trainee *t)
 {
 	t->params = &d->params;
 	t->kind = "dvae";
 	t->batch = d->batch;
 	t->activation_bytes = arena_bytes(&d->arena);
+	t->average_decay = (float)o->schedule.average_decay;
+	t->average_every = 1;
+	t->grad_scale = GRAD_SCALE_GLOBAL; /* B21 */
 	t->evaluate = fit_evaluate;
 }
 
 void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t)
 {
-	dvae_fit_plan(f->d, t);
+	dvae_fit_plan(f->d, &f->o, t);
 	t->model = f;
 	t->beta1 = 0.9f, t->beta2 = 0.999f, t->eps = 1e-8f, t->decay = 1e-4f;
-	t->average_decay = (float)f->o.schedule.average_decay;
-	t->average_every = 1;
 	t->init = fit_init;
 	t->lr = step_size;
 	t->step = fit_step;

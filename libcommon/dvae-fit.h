@@ -34,13 +34,14 @@ void dvae_fit_free(struct dvae_fit *f);
 void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t);
 
 /* The part of it that a memory plan needs, of a model that is planned only. */
-void dvae_fit_plan(struct dvae *d, struct trainee *t);
+void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trainee *t);
 
 /* Value of a schedule of dvae_schedule at an update. */
 double dvae_schedule_at(double start, double end, double span, const struct train_step *s);
 
 /* One batch: loss, gradients added into the parameters.  tau and beta are explicit; noise is keyed by
- * (seed, step, first_row).  scale multiplies the gradients (1 / parts). */
+ * (seed, step, first_row).  scale multiplies the gradients (1 / parts), beside the
+ * parameters' gradient scale. */
 struct dvae_loss {
 	double loss, distortion, kl, usage; /* nats: in all, per value, per token, of the mean distribution (0: no bonus) */
 };

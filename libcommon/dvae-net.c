@@ -243,7 +243,7 @@ static void block_forward(struct dvae *d, const struct dvae_block *b, int n)
 	if (b->id.out) {
 		/* The identity path has no ReLU before it. */
 		if (d->type != DT_F32)
-			o->cast(d->dev, b->xt, b->x, rows * b->in, 1);
+			o->cast(d->dev, b->xt, b->x, rows * b->in, 1, 0);
 		conv_forward(d, &b->id, b->y, b->xt, n, b->side, OP_OUT_F32);
 		x = b->y;
 	}
@@ -280,7 +280,7 @@ void dvae_forward_encoder(struct dvae *d, int n)
 	if (s > 1)
 		o->space_to_depth(d->dev, d->patches, d->pixels, n, S, S, 3, s);
 	if (d->type != DT_F32)
-		o->cast(d->dev, d->patches_t, d->patches, values, 1);
+		o->cast(d->dev, d->patches_t, d->patches, values, 1, 0);
 	void *y = d->type == DT_F32 ? d->enc_first : d->tmp;
 	conv_forward(d, &d->enc_in, y, d->patches_t, n, d->side, 0);
 	if (d->type != DT_F32)
@@ -323,11 +323,11 @@ static void block_backward(struct dvae *d, const struct dvae_block *b, float *dx
 	const struct ops *o = d->ops;
 	size_t rows = (size_t)n * b->side * b->side;
 	if (b->id.out) {
-		o->cast(d->dev, d->dt, dy, rows * b->out, 1);
+		o->cast(d->dev, d->dt, dy, rows * b->out, 1, 0);
 		conv_backward(d, &b->id, d->tmp, d->dt, b->xt, n, b->side, 0);
 		o->uncast(d->dev, dx, d->tmp, rows * b->in, 1);
 	}
-	o->cast(d->dev, d->dt, dy, rows * b->out, (float)d->config.post_gain);
+	o->cast(d->dev, d->dt, dy, rows * b->out, (float)d->config.post_gain, 0);
 	const void *g = d->dt;
 	for (int i = 3; i >= 0; i--) {
 		void *to = i ? d->dhidden[i & 1] : d->tmp;
@@ -374,7 +374,7 @@ void dvae_backward_decoder(struct dvae *d, int n)
 	size_t pixels = (size_t)n * d->side * d->side;
 	if (s > 1)
 		o->space_to_depth(d->dev, d->dout_patches, d->dout, n, S, S, 6, s);
-	o->cast(d->dev, d->dt, d->dout_patches, pixels * d->dec_out.out, 1);
+	o->cast(d->dev, d->dt, d->dout_patches, pixels * d->dec_out.out, 1, 0);
 	conv_backward(d, &d->dec_out, d->tmp, d->dt, d->dec_last, n, d->side, 0);
 	o->zero(d->dev, d->dstream[0], pixels * d->dec_out.in * sizeof(float));
 	o->relu_bwd_add(d->dev, d->dstream[0], d->tmp, blocks_end(d->dec, d->count), pixels * d->dec_out.in, 0);
@@ -392,6 +392,6 @@ void dvae_backward_encoder(struct dvae *d, int n)
 	o->zero(d->dev, d->dstream[0], rows * d->enc_out.in * sizeof(float));
 	o->relu_bwd_add(d->dev, d->dstream[0], dlast, d->enc_last, rows * d->enc_out.in, OP_F32);
 	const float *g = blocks_backward(d, false, n);
-	o->cast(d->dev, d->dt, g, (size_t)n * d->side * d->side * d->enc_in.out, 1);
+	o->cast(d->dev, d->dt, g, (size_t)n * d->side * d->side * d->enc_in.out, 1, 0);
 	conv_backward(d, &d->enc_in, NULL, d->dt, d->patches_t, n, d->side, 0);
 }

@@ -337,7 +337,7 @@ static void fit_add(struct fit *fit, const struct start *s, size_t from, int n, 
 			fit->squares[t] += (double)host[i] * host[i];
 	}
 	o->put(d->dev, d->out_patches, host, rows * fit->T * sizeof *host);
-	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1);
+	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1, 0);
 	o->linear_bwd(d->dev, NULL, fit->cross, fit->t_sum, d->dt, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
 	              (int)fit->T, 0);
 	o->linear_bwd(d->dev, NULL, fit->gram, fit->f_sum, d->dec_last, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
@@ -421,10 +421,10 @@ static int fit_solve(const struct fit *fit, struct dvae *d, struct error *e)
 		if (factor(fit, host, f_sum, a) == 0) { /* else the features say nothing: chance stays */
 			for (size_t t = 0; t < T / 2; t++)
 				solve_row(fit, a, t, cross, f_sum, t_sum, a + C * C, w, w + T * C);
-			d->ops->put(d->dev, d->dec_out.w->w, w, T * C * sizeof *w);
-			d->ops->put(d->dev, d->dec_out.b->w, w + T * C, T * sizeof *w);
+			status = params_put(&d->params, d->dec_out.w, BLOCK_W, w, e) ||
+			         params_put(&d->params, d->dec_out.b, BLOCK_W, w + T * C, e) ? -1 : 0;
 		}
-		status = device_check(d->ops, d->dev, e);
+		status = status || device_check(d->ops, d->dev, e) ? -1 : 0;
 	}
 	free(host);
 	free(w);
@@ -460,8 +460,11 @@ static int fit_decoder(const struct start *s, struct error *e)
 
 static void silence(struct dvae_block *blocks, int count, const struct dvae *d)
 {
-	for (int i = 0; i < count; i++)
-		d->ops->zero(d->dev, blocks[i].conv[3].w->w, blocks[i].conv[3].w->n * sizeof(float));
+	for (int i = 0; i < count; i++) {
+		const struct param *r = blocks[i].conv[3].w;
+		struct place w = params_place(&d->params, r, BLOCK_W);
+		d->ops->zero(d->dev, w.p, r->n * dtype_bytes(w.type));
+	}
 }
 
 /* Rows 2i and 2i + 1 of the 1x1 convolution become + and - direction i of `direction` (n, in), with biases that
@@ -470,10 +473,11 @@ static int put_signs(struct dvae *d, const struct dvae_conv *c, const double *di
                      struct error *e)
 {
 	size_t in = (size_t)c->in;
-	float *w = mem_alloc(2 * n, (in + 1) * sizeof *w, e);
-	if (!w)
+	float *w = mem_alloc(c->w->n + c->b->n, sizeof *w, e), *b = w ? w + c->w->n : NULL;
+	if (!w || params_get(&d->params, c->w, BLOCK_W, w, e) || params_get(&d->params, c->b, BLOCK_W, b, e)) {
+		free(w);
 		return -1;
-	float *b = w + 2 * n * in;
+	}
 	for (size_t i = 0; i < n; i++) {
 		double at = 0;
 		for (size_t k = 0; k < in; k++) {
@@ -484,9 +488,7 @@ static int put_signs(struct dvae *d, const struct dvae_conv *c, const double *di
 		b[2 * i] = (float)-at;
 		b[2 * i + 1] = (float)at;
 	}
-	d->ops->put(d->dev, c->w->w, w, 2 * n * in * sizeof *w);
-	d->ops->put(d->dev, c->b->w, b, 2 * n * sizeof *b);
-	int status = device_check(d->ops, d->dev, e);
+	int status = params_put(&d->params, c->w, BLOCK_W, w, e) || params_put(&d->params, c->b, BLOCK_W, b, e) ? -1 : 0;
 	free(w);
 	return status;
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../kernels/convert.h"
 #include "device.h"
 #include "hash.h"
 #include "rng.h"
@@ -17,9 +18,27 @@ static size_t padded(const struct param *r)
 	return round_up(r->n, STEP / sizeof(float));
 }
 
-static bool has_copy(const struct param *r, enum dtype type)
+/* The type of row r in block b on a device of type t; false: it is not there. */
+static bool stored(const struct params *p, const struct param *r, enum params_block b, enum dtype t, bool training,
+                   enum dtype *type)
 {
-	return r->kind == PARAM_MATRIX && type != DT_F32;
+	const struct storage *s = &p->storage;
+	bool matrix = r->kind == PARAM_MATRIX, narrow = matrix && t != DT_F32, masterless = narrow && training && s->no_master;
+	enum dtype wide = DT_F32;
+	const struct {
+		bool there;
+		enum dtype type;
+	} blocks[BLOCKS] = {
+		[BLOCK_W] = {!masterless, wide},
+		[BLOCK_T] = {narrow, t},
+		[BLOCK_G] = {training, narrow && s->t_gradients ? t : wide},
+		[BLOCK_M] = {training, matrix && s->moments_16 ? DT_1_6_9 : wide},
+		[BLOCK_V] = {training, matrix && s->moments_16 ? DT_0_6_10 : wide},
+		[BLOCK_AVG] = {training && !s->no_averages, wide},
+		[BLOCK_AVG_T] = {masterless && !s->no_averages, t},
+	};
+	*type = blocks[b].type;
+	return blocks[b].there;
 }
 
 static bool decays(const struct param *r)
@@ -65,7 +84,7 @@ static int set_shape(struct param *r, int rank, const int64_t *shape, struct err
 int params_add(struct params *p, struct param **slot, enum param_kind kind, float init, int resblock, int rank,
                const int64_t *shape, struct error *e, const char *name_fmt, ...)
 {
-	struct param row = {.kind = kind, .init = init, .resblock = resblock};
+	struct param row = {.kind = kind, .init = init, .resblock = resblock, .unit = resblock, .at = p->total};
 	va_list ap;
 	va_start(ap, name_fmt);
 	int n = vsnprintf(row.name, sizeof row.name, name_fmt, ap);
@@ -102,52 +121,57 @@ uint64_t params_count(const struct params *p)
 
 /* ---- memory ---- */
 
-static size_t copy_bytes(const struct params *p, enum dtype type)
+struct block_use params_block_use(const struct params *p, enum params_block b, enum dtype type, bool training)
 {
-	size_t bytes = 0;
-	for (int i = 0; i < p->count; i++)
-		if (has_copy(&p->rows[i], type))
-			bytes += round_up(p->rows[i].n * dtype_bytes(type), STEP);
-	return bytes;
+	struct block_use u = {0};
+	enum dtype own;
+	for (int i = 0; i < p->count; i++) {
+		const struct param *r = &p->rows[i];
+		if (!stored(p, r, b, type, training, &own))
+			continue;
+		uint64_t bytes = round_up(r->n * dtype_bytes(own), STEP);
+		if (r->kind == PARAM_MATRIX)
+			u.matrices += bytes, u.type = own;
+		else
+			u.others += bytes;
+	}
+	return u;
 }
 
-uint64_t params_bytes(const struct params *p, enum dtype type, bool training)
+static size_t block_bytes(const struct params *p, enum params_block b)
 {
-	return (uint64_t)p->total * sizeof(float) * (training ? 5 : 1) + copy_bytes(p, type) + sizeof(double);
+	struct block_use u = params_block_use(p, b, p->ops->type(p->dev), p->training);
+	return u.matrices + u.others;
 }
 
 static int take_blocks(struct params *p, struct error *e)
 {
-	float **blocks[] = {&p->w, &p->g, &p->m, &p->v, &p->avg};
-	static const char *const names[] = {"weights", "gradients", "first moments", "second moments", "averaged weights"};
-	size_t wanted = p->training ? ARRAY_LEN(blocks) : 1;
-	for (size_t i = 0; i < wanted; i++) {
-		*blocks[i] = device_alloc(p->ops, p->dev, (uint64_t)p->total * sizeof(float), names[i], e);
-		if (!*blocks[i])
+	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
+	                                          "averaged weights", "averaged weights for products"};
+	for (enum params_block b = 0; b < BLOCKS; b++) {
+		size_t bytes = block_bytes(p, b);
+		if (bytes && !(p->block[b] = device_alloc(p->ops, p->dev, bytes, names[b], e)))
 			return -1;
 	}
-	p->t_bytes = copy_bytes(p, p->ops->type(p->dev));
-	if (p->t_bytes && !(p->t = device_alloc(p->ops, p->dev, p->t_bytes, "weights for products", e)))
-		return -1;
-	p->sum = device_alloc(p->ops, p->dev, sizeof *p->sum, "norms", e);
-	return p->sum ? 0 : -1;
+	p->sum = device_alloc(p->ops, p->dev, (uint64_t)p->count * sizeof *p->sum, "norms", e);
+	p->host_sum = mem_alloc((size_t)p->count, sizeof *p->host_sum, e);
+	return p->sum && p->host_sum ? 0 : -1;
 }
 
 static void set_pointers(struct params *p)
 {
-	enum dtype type = p->ops->type(p->dev);
-	size_t at = 0, t_at = 0;
+	enum dtype own, type = p->ops->type(p->dev);
+	size_t at[BLOCKS] = {0};
 	for (int i = 0; i < p->count; i++) {
 		struct param *r = &p->rows[i];
-		r->w = p->w + at;
-		if (p->training)
-			r->g = p->g + at, r->m = p->m + at, r->v = p->v + at, r->avg = p->avg + at;
-		r->t = r->w;
-		if (has_copy(r, type)) {
-			r->t = (char *)p->t + t_at;
-			t_at += round_up(r->n * dtype_bytes(type), STEP);
+		for (enum params_block b = 0; b < BLOCKS; b++) {
+			if (!stored(p, r, b, type, p->training, &own))
+				continue;
+			r->in[b] = (char *)p->block[b] + at[b];
+			at[b] += round_up(r->n * dtype_bytes(own), STEP);
 		}
-		at += padded(r);
+		if (!r->t)
+			r->t = r->w;
 		if (p->slots[i])
 			*p->slots[i] = r;
 	}
@@ -170,10 +194,13 @@ int params_build(struct params *p, const struct ops *ops, struct dev *dev, bool 
 
 void params_free(struct params *p)
 {
-	void *blocks[] = {p->w, p->g, p->m, p->v, p->avg, p->t, p->sum};
-	for (size_t i = 0; i < ARRAY_LEN(blocks); i++)
-		if (blocks[i])
-			p->ops->release(p->dev, blocks[i]);
+	for (enum params_block b = 0; b < BLOCKS; b++)
+		if (p->block[b])
+			p->ops->release(p->dev, p->block[b]);
+	if (p->sum)
+		p->ops->release(p->dev, p->sum);
+	grad_scale_free(&p->scales);
+	free(p->host_sum);
 	free(p->rows);
 	free(p->slots);
 	*p = (struct params){0};
@@ -181,10 +208,53 @@ void params_free(struct params *p)
 
 /* ---- values ---- */
 
+struct place params_place(const struct params *p, const struct param *r, enum params_block b)
+{
+	struct place at = {r->in[b], DT_F32};
+	if (b == BLOCK_W && !r->w)
+		at.p = r->in[b = BLOCK_T];
+	stored(p, r, b, p->ops->type(p->dev), p->training, &at.type);
+	return at;
+}
+
+int params_put(struct params *p, const struct param *r, enum params_block b, const float *x, struct error *e)
+{
+	struct place at = params_place(p, r, b);
+	size_t bytes = r->n * dtype_bytes(at.type);
+	void *own = at.type == DT_F32 ? NULL : mem_alloc(bytes, 1, e);
+	if (at.type != DT_F32 && !own)
+		return -1;
+	if (own)
+		row_from_f32(own, at.type, x, r->n);
+	p->ops->put(p->dev, at.p, own ? own : x, bytes);
+	int result = device_check(p->ops, p->dev, e); /* before the host copy goes: put only queues */
+	free(own);
+	return result;
+}
+
+int params_get(struct params *p, const struct param *r, enum params_block b, float *x, struct error *e)
+{
+	struct place at = params_place(p, r, b);
+	size_t bytes = r->n * dtype_bytes(at.type);
+	void *own = at.type == DT_F32 ? NULL : mem_alloc(bytes, 1, e);
+	if (at.type != DT_F32 && !own)
+		return -1;
+	p->ops->get(p->dev, own ? own : x, at.p, bytes);
+	if (own)
+		row_to_f32(x, own, at.type, r->n);
+	free(own);
+	return device_check(p->ops, p->dev, e);
+}
+
+int params_dw(const struct params *p, const struct param *r)
+{
+	return params_place(p, r, BLOCK_G).type == DT_F32 ? 0 : OP_DW_T;
+}
+
 static void draw_row(float *out, const struct param *r, uint64_t seed)
 {
 	float value = r->kind == PARAM_GAIN ? 1 : r->kind == PARAM_SCALAR ? r->init : 0;
-	bool normal = r->kind != PARAM_GAIN && r->kind != PARAM_SCALAR && r->kind != PARAM_BIAS && r->init != 0;
+	bool normal = decays(r) && r->init != 0;
 	if (normal)
 		rng_normal(out, r->n, r->init, seed, RNG_INIT, (uint32_t)hash64(r->name, strlen(r->name)));
 	else
@@ -200,11 +270,11 @@ int params_init(struct params *p, uint64_t seed, struct error *e)
 	float *host = mem_alloc(most, sizeof *host, e);
 	if (!host)
 		return -1;
-	for (int i = 0; i < p->count; i++) {
+	int r = 0;
+	for (int i = 0; i < p->count && r == 0; i++) {
 		draw_row(host, &p->rows[i], seed);
-		p->ops->put(p->dev, p->rows[i].w, host, p->rows[i].n * sizeof *host);
+		r = params_put(p, &p->rows[i], BLOCK_W, host, e);
 	}
-	int r = device_check(p->ops, p->dev, e); /* before the host copy goes: put only queues */
 	free(host);
 	params_refresh(p);
 	return r;
@@ -214,29 +284,73 @@ void params_refresh(struct params *p)
 {
 	for (int i = 0; i < p->count; i++) {
 		struct param *r = &p->rows[i];
-		if (r->t != r->w)
-			p->ops->cast(p->dev, r->t, r->w, r->n, 1);
+		if (r->w && r->t != r->w)
+			p->ops->cast(p->dev, r->t, r->w, r->n, 1, 0);
 	}
+}
+
+static void zero_block(struct params *p, enum params_block b)
+{
+	p->ops->zero(p->dev, p->block[b], block_bytes(p, b));
+}
+
+void params_start(struct params *p)
+{
+	zero_block(p, BLOCK_M);
+	zero_block(p, BLOCK_V);
+	params_average(p, 0);
+	params_refresh(p);
 }
 
 void params_zero_grad(struct params *p)
 {
-	p->ops->zero(p->dev, p->g, p->total * sizeof *p->g);
+	zero_block(p, BLOCK_G);
 }
 
-static double root_of_squares(struct params *p, const float *x, size_t n)
+/* ---- gradients and updates ---- */
+
+/* What the gradient of a row comes multiplied by. */
+static float scale_of(const struct params *p, const struct param *r)
 {
-	double sum = NAN;
-	p->ops->zero(p->dev, p->sum, sizeof *p->sum);
-	p->ops->sumsq(p->dev, p->sum, x, n);
-	p->ops->get(p->dev, &sum, p->sum, sizeof sum);
-	return sqrt(sum);
+	bool norm = r->kind == PARAM_GAIN || r->kind == PARAM_SHIFT;
+	return p->scales.kind == GRAD_SCALE_GLOBAL ? grad_scale_loss(&p->scales) :
+	       norm ? 1 : grad_scale_enter(&p->scales, r->unit);
+}
+
+/* host_sum[i] = sum of squares of row i in block b. */
+static void sum_squares(struct params *p, enum params_block b)
+{
+	size_t bytes = (size_t)p->count * sizeof *p->sum;
+	p->ops->zero(p->dev, p->sum, bytes);
+	for (int i = 0; i < p->count; i++) {
+		struct place at = params_place(p, &p->rows[i], b);
+		p->ops->sumsq(p->dev, p->sum + i, at.p, at.type, p->rows[i].n);
+	}
+	p->ops->get(p->dev, p->host_sum, p->sum, bytes);
 }
 
 int params_grad_norm(struct params *p, double *norm, struct error *e)
 {
-	/* The gaps between tensors are zero from the start and stay so. */
-	*norm = root_of_squares(p, p->g, p->total);
+	struct grad_scale *s = &p->scales;
+	double squares = 0;
+	for (int i = 0; i < s->units; i++)
+		s->finite[i] = true;
+	s->outside = false;
+	sum_squares(p, BLOCK_G);
+	for (int i = 0; i < p->count; i++) {
+		const struct param *r = &p->rows[i];
+		double k = scale_of(p, r);
+		int unit = grad_scale_unit(s, r->unit);
+		squares += p->host_sum[i] / (k * k);
+		/* The sum is in double: squares of finite floats cannot overflow it. */
+		if (isfinite(p->host_sum[i]))
+			continue;
+		if (unit < 0)
+			s->outside = true;
+		else
+			s->finite[unit] = false;
+	}
+	*norm = sqrt(squares);
 	return device_check(p->ops, p->dev, e);
 }
 
@@ -244,41 +358,60 @@ void params_update(struct params *p, const struct adamw *a)
 {
 	for (int i = 0; i < p->count; i++) {
 		struct param *r = &p->rows[i];
+		struct place w = params_place(p, r, BLOCK_W), g = params_place(p, r, BLOCK_G);
+		struct place m = params_place(p, r, BLOCK_M), v = params_place(p, r, BLOCK_V);
+		struct adamw_tensor x = {.w = w.p, .wt = r->t, .m = m.p, .v = v.p, .g = g.p,
+		                         .w_type = w.type, .m_type = m.type, .v_type = v.type, .g_type = g.type};
 		struct adamw how = *a;
 		if (!decays(r))
 			how.decay = 0;
-		p->ops->adamw(p->dev, r->w, r->t, r->m, r->v, r->g, r->n, &how);
+		how.g_scale /= scale_of(p, r);
+		how.first = r->at;
+		p->ops->adamw(p->dev, &x, r->n, &how);
 	}
 }
 
 void params_average(struct params *p, float decay)
 {
-	p->ops->average(p->dev, p->avg, p->w, p->total, decay);
+	for (int i = 0; i < p->count; i++) {
+		const struct param *r = &p->rows[i];
+		struct place w = params_place(p, r, BLOCK_W);
+		if (r->avg)
+			p->ops->average(p->dev, r->avg, w.p, w.type, r->n, decay);
+	}
+}
+
+static void swap(void **a, void **b)
+{
+	void *kept = *a;
+	*a = *b;
+	*b = kept;
 }
 
 void params_swap_average(struct params *p)
 {
-	float *block = p->w;
-	p->w = p->avg;
-	p->avg = block;
 	for (int i = 0; i < p->count; i++) {
 		struct param *r = &p->rows[i];
-		float *w = r->w;
-		if (r->t == w)
-			r->t = r->avg;
-		r->w = r->avg;
-		r->avg = w;
+		bool copy = r->t != r->w;
+		if (!r->w && !p->swapped)
+			p->ops->cast(p->dev, r->avg_t, r->avg, r->n, 1, 0);
+		if (!r->w) {
+			swap(&r->in[BLOCK_T], &r->in[BLOCK_AVG_T]);
+			continue;
+		}
+		swap(&r->in[BLOCK_W], &r->in[BLOCK_AVG]);
+		if (!copy)
+			r->t = r->w;
 	}
+	p->swapped = !p->swapped;
 	params_refresh(p);
 }
 
 const char *params_find_nonfinite(struct params *p, bool gradients)
 {
-	for (int i = 0; i < p->count; i++) {
-		struct param *r = &p->rows[i];
-		/* The sum is in double: squares of finite floats cannot overflow it. */
-		if (!isfinite(root_of_squares(p, gradients ? r->g : r->w, r->n)))
-			return r->name;
-	}
+	sum_squares(p, gradients ? BLOCK_G : BLOCK_W);
+	for (int i = 0; i < p->count; i++)
+		if (!isfinite(p->host_sum[i]))
+			return p->rows[i].name;
 	return NULL;
 }

@@ -418,7 +418,7 @@ static const void *head_input(struct sampler *s, const float *h, int m)
 	ops->add(dev, s->x, s->without, s->nx, g, count);         /* (m, C) */
 	if (t == DT_F32 || d->c.logits_f32)
 		return s->x;
-	ops->cast(dev, s->xt, s->x, count, 1);
+	ops->cast(dev, s->xt, s->x, count, 1, 0);
 	return s->xt;
 }
 

@@ -116,6 +116,17 @@ static double records_rate(const struct train_run *r, int64_t updates, double se
 	return seconds > 0 ? records / seconds : 0;
 }
 
+static void log_scales(json_t *j, const struct grad_scale *g)
+{
+	double least, greatest;
+	if (!g->units)
+		return;
+	grad_scale_range(g, &least, &greatest);
+	json_object_set_new(j, "skipped", json_integer(g->skipped));
+	set_real(j, "", "scale_min", least);
+	set_real(j, "", "scale_max", greatest);
+}
+
 static void log_means(struct train_run *r, double lr, double norm)
 {
 	struct train_log *l = &r->log;
@@ -126,6 +137,7 @@ static void log_means(struct train_run *r, double lr, double norm)
 	set_metrics(j, "", &l->sums, 1 / n);
 	set_real(j, "", "lr", lr);
 	set_real(j, "", "grad_norm", norm);
+	log_scales(j, &r->p->scales);
 	set_real(j, "", "seconds", trained_seconds(r));
 	set_real(j, "", "records_per_second", records_rate(r, l->updates, now - l->line_began - l->aside));
 	put_line(l, j);
@@ -189,7 +201,8 @@ void train_log_update(struct train_run *r, const struct metrics *m, double lr, d
 	l->updates++;
 	if (r->step % r->o->log_every == 0 || r->step == r->steps)
 		log_means(r, lr, norm);
-	watch_loss(r, loss);
+	if (isfinite(loss)) /* else the update was left out */
+		watch_loss(r, loss);
 	tell(r, loss);
 }
 

@@ -64,17 +64,28 @@ void metrics_add(struct metrics *sum, const struct metrics *m, double weight)
 /* ---- memory plan ---- */
 
 struct plan {
-	uint64_t weights, copies, gradients, moments, averages, activations, total, host;
+	struct block_use use[BLOCKS];
+	uint64_t activations, total, host;
 };
+
+static void choose_storage(const struct trainee *t, const struct train_options *o)
+{
+	t->params->storage = (struct storage){
+		.no_master = o->no_master,
+		.t_gradients = o->no_master && t->t_gradients,
+		.moments_16 = o->moments == 1,
+		.no_averages = t->average_every <= 0 || t->average_decay <= 0,
+	};
+}
 
 static void make_plan(struct plan *m, const struct trainee *t, enum dtype type, bool keeps_best)
 {
-	uint64_t block = (uint64_t)t->params->total * sizeof(float);
-	*m = (struct plan){.weights = block, .gradients = block, .moments = 2 * block, .averages = block};
-	m->copies = params_bytes(t->params, type, true) - 5 * block - sizeof(double);
-	m->activations = t->activation_bytes;
-	m->total = m->weights + m->copies + m->gradients + m->moments + m->averages + m->activations;
-	m->host = keeps_best ? block : 0;
+	*m = (struct plan){.activations = t->activation_bytes, .total = t->activation_bytes};
+	for (enum params_block b = 0; b < BLOCKS; b++) {
+		m->use[b] = params_block_use(t->params, b, type, true);
+		m->total += m->use[b].matrices + m->use[b].others;
+	}
+	m->host = keeps_best ? (uint64_t)t->params->total * sizeof(float) : 0;
 }
 
 static void plan_line(const char *what, uint64_t bytes, const char *about)
@@ -84,16 +95,39 @@ static void plan_line(const char *what, uint64_t bytes, const char *about)
 	printf("%-22s %12s%s%s\n", what, text, *about ? "  " : "", about);
 }
 
+/* A block with the types in it: "matrices f16, others f32". */
+static void plan_block(const char *what, const struct block_use *u)
+{
+	char about[60];
+	bool same = u->matrices && u->others && u->type == DT_F32;
+	snprintf(about, sizeof about, "%s%s%s%s", u->matrices && !same ? "matrices " : "", u->matrices ? dtype_name(u->type) : "",
+	         u->matrices && u->others && !same ? ", " : "", u->others && !same ? "others f32" : "");
+	if (u->matrices || u->others)
+		plan_line(what, u->matrices + u->others, about);
+}
+
+/* What one parameter takes, with averages counted apart. */
+static void plan_each(const struct plan *m)
+{
+	size_t bytes[2][2] = {{0}}; /* all else and averages; matrices and others */
+	for (enum params_block b = 0; b < BLOCKS; b++) {
+		bool average = b == BLOCK_AVG || b == BLOCK_AVG_T;
+		bytes[average][0] += m->use[b].matrices ? dtype_bytes(m->use[b].type) : 0;
+		bytes[average][1] += m->use[b].others ? sizeof(float) : 0;
+	}
+	printf("%-22s %12zu  of matrices, %zu of others; for averages %zu and %zu more\n", "bytes per parameter", bytes[0][0],
+	       bytes[0][1], bytes[1][0], bytes[1][1]);
+}
+
 static void print_plan(const struct plan *m, const struct trainee *t, const struct ops *ops, struct dev *dev)
 {
+	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
+	                                          "averaged weights", "averages for products"};
 	char about[200];
 	printf("%-22s %12llu\n", "parameters", (unsigned long long)params_count(t->params));
-	plan_line("weights", m->weights, "f32");
-	snprintf(about, sizeof about, "matrices in %s for products", dtype_name(ops->type(dev)));
-	plan_line("weight copies", m->copies, ops->type(dev) == DT_F32 ? "" : about);
-	plan_line("gradients", m->gradients, "f32");
-	plan_line("moments", m->moments, "f32, two");
-	plan_line("averaged weights", m->averages, "f32");
+	for (enum params_block b = 0; b < BLOCKS; b++)
+		plan_block(names[b], &m->use[b]);
+	plan_each(m);
 	snprintf(about, sizeof about, "%d records at once", t->batch);
 	plan_line("activations", m->activations, about);
 	plan_line("total on device", m->total, "");
@@ -103,7 +137,7 @@ static void print_plan(const struct plan *m, const struct trainee *t, const stru
 		plan_line("best weights on host", m->host, "for --patience");
 }
 
-static int check_options(const struct trainee *t, const struct train_options *o, struct error *e)
+static int check_options(const struct trainee *t, const struct train_options *o, enum dtype type, struct error *e)
 {
 	if (!o->output && !o->dry_run)
 		return fail(e, STATUS_USAGE, "no model file to write: give -o FILE");
@@ -115,6 +149,8 @@ static int check_options(const struct trainee *t, const struct train_options *o,
 		return fail(e, STATUS_USAGE, "--patience writes the best weights, --keep-state the state of the last update: give one of them");
 	if (o->new_vocabulary && !o->init)
 		return fail(e, STATUS_USAGE, "--new-vocabulary needs --init");
+	if (o->no_master && type == DT_F32)
+		return fail(e, STATUS_USAGE, "--no-master needs -p bf16 or -p f16, not f32");
 	if (o->eval && !t->evaluate)
 		return fail(e, STATUS_USAGE, "--eval: this model has no evaluation");
 	return 0;
@@ -124,8 +160,9 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
                struct error *e)
 {
 	struct plan m;
-	if (check_options(t, o, e))
+	if (check_options(t, o, ops->type(dev), e))
 		return -1;
+	choose_storage(t, o);
 	make_plan(&m, t, ops->type(dev), o->patience > 0);
 	if (o->dry_run)
 		print_plan(&m, t, ops, dev);

@@ -113,7 +113,7 @@ void metrics_add(struct metrics *sum, const struct metrics *m, double weight);
 
 static inline bool train_averages(const struct trainee *t)
 {
-	return t->average_every > 0 && t->average_decay > 0;
+	return !t->params->storage.no_averages;
 }
 
 #endif

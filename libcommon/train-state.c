@@ -152,6 +152,10 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 	                        "text_id", r->t->text_id ? r->t->text_id : "", "image_id",
 	                        r->t->image_id ? r->t->image_id : "", "step_sizes", schedule_json(r), "optimizer",
 	                        optimizer_json(r->t));
+	/* Only what differs from the usual, so that files of earlier versions can be continued. */
+	const struct storage *s = &r->p->storage;
+	bool failed = (s->moments_16 && json_object_set_new(r->identity, "moments", json_string("16"))) ||
+	              (s->no_master && json_object_set_new(r->identity, "no_master", json_true()));
 	r->lineage = lineage_json(loader_header(r->data));
 	if (r->identity && r->t->plateau.most)
 		json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r));
@@ -159,7 +163,7 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 		json_object_set_new(r->identity, "init", json_string(weights_meta(r->init.file, "dalle.id")));
 	r->commands = json_is_array(r->init.commands) ? json_copy(r->init.commands) : json_array();
 	json_t *command = command_json(argc, argv, e);
-	if (!r->identity || !r->lineage || !r->commands || !command || json_array_append_new(r->commands, command))
+	if (failed || !r->identity || !r->lineage || !r->commands || !command || json_array_append_new(r->commands, command))
 		return fail(e, STATUS_LIMIT, "out of memory");
 	return 0;
 }
@@ -206,6 +210,8 @@ static json_t *state_json(const struct train_run *r, bool complete)
 		json_object_set_new(j, "complete", json_true());
 	if (r->t->plateau.most)
 		json_object_set_new(j, "plateau", train_plateau_json(r));
+	if (r->p->scales.units)
+		json_object_set_new(j, "grad_scale", grad_scale_json(&r->p->scales));
 	if (r->best.known)
 		json_object_set_new(j, "best", json_pack("{s:f,s:I,s:I}", "loss", r->best.loss, "step",
 		                                         (json_int_t)r->best.step, "without_gain",
@@ -375,12 +381,15 @@ static int load_counters(struct train_run *r, const struct weights *w, const jso
 		r->best.step = json_integer_value(json_object_get(best, "step"));
 		r->best.without_gain = json_integer_value(json_object_get(best, "without_gain"));
 	}
+	const json_t *scales = json_object_get(j, "grad_scale");
+	if (scales && r->p->scales.units && grad_scale_parse(&r->p->scales, scales, r->o->output, e))
+		return -1;
 	return loader_restore(r->data, (struct loader_state){(uint64_t)epoch, (uint64_t)position}, e);
 }
 
 static int load_blocks(struct train_run *r, const struct weights *w, struct error *e)
 {
-	if (params_load(r->p, BLOCK_AVG, w, "", e) || params_load(r->p, BLOCK_W, w, "train.w.", e) ||
+	if ((train_averages(r->t) && params_load(r->p, BLOCK_AVG, w, "", e)) || params_load(r->p, BLOCK_W, w, "train.w.", e) ||
 	    params_load(r->p, BLOCK_M, w, "train.m.", e) || params_load(r->p, BLOCK_V, w, "train.v.", e))
 		return -1;
 	if (r->best.known && params_load_host(r->best.host, r->p, w, "train.best.", e))

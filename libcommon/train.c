@@ -57,6 +57,30 @@ static void average(struct train_run *r)
 	params_average(r->p, (float)decay);
 }
 
+/* The scales go on.  Without them, or when they cannot help, the run ends. */
+static int leave_out(struct train_run *r, double loss, double norm, struct error *e)
+{
+	struct grad_scale *g = &r->p->scales;
+	g->outside = g->outside || !isfinite(loss);
+	if (g->units)
+		grad_scale_step(g, true);
+	if (g->units && !grad_scale_stuck(g))
+		return 0;
+	return isfinite(loss) ? not_finite(r, "gradient's norm", norm, e) : not_finite(r, "loss", loss, e);
+}
+
+static void apply(struct train_run *r, double lr, double norm)
+{
+	const struct trainee *t = r->t;
+	struct adamw a = {
+		.lr = (float)lr, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
+		.v_max = t->v_max, .g_scale = t->clip > 0 && norm > t->clip ? (float)(t->clip / norm) : 1,
+		.step = r->step + 1 - r->p->scales.skipped, .seed = (uint64_t)r->o->seed,
+	};
+	params_update(r->p, &a);
+	grad_scale_step(&r->p->scales, false);
+}
+
 static int update(struct train_run *r, struct error *e)
 {
 	struct trainee *t = r->t;
@@ -66,16 +90,10 @@ static int update(struct train_run *r, struct error *e)
 	if (accumulate(r, &s, &m, e) || params_grad_norm(r->p, &norm, e))
 		return -1;
 	double loss = metrics_get(&m, "loss"), lr = t->lr(t->model, &s) * train_plateau_factor(r);
-	if (!isfinite(loss))
-		return not_finite(r, "loss", loss, e);
-	if (!isfinite(norm))
-		return not_finite(r, "gradient's norm", norm, e);
-	struct adamw a = {
-		.lr = (float)lr, .beta1 = t->beta1, .beta2 = t->beta2, .eps = t->eps, .decay = t->decay,
-		.v_max = t->v_max, .g_scale = t->clip > 0 && norm > t->clip ? (float)(t->clip / norm) : 1,
-		.step = r->step + 1,
-	};
-	params_update(r->p, &a);
+	if (isfinite(loss) && isfinite(norm))
+		apply(r, lr, norm);
+	else if (leave_out(r, loss, norm, e))
+		return -1;
 	average(r);
 	r->step++;
 	r->eval_due = r->evaluates && (r->step == r->steps || (r->eval_every && r->step % r->eval_every == 0));
@@ -186,10 +204,9 @@ static int finish_run(struct train_run *r, struct error *e)
 	int64_t step = r->step;
 	bool averages = train_averages(r->t);
 	if (r->best.known && r->best.step != r->step) {
-		for (int i = 0; i < p->count; i++) {
-			struct param *row = &p->rows[i];
-			p->ops->put(p->dev, averages ? row->avg : row->w, r->best.host + (row->w - p->w), row->n * sizeof(float));
-		}
+		for (int i = 0; i < p->count; i++)
+			if (params_put(p, &p->rows[i], averages ? BLOCK_AVG : BLOCK_W, r->best.host + p->rows[i].at, e))
+				return -1;
 		params_refresh(p);
 		step = r->best.step;
 		if (averages)
@@ -252,12 +269,18 @@ static int start_weights(struct train_run *r, struct error *e)
 	int result = r->t->init && !r->o->init ? r->t->init(r->t->model, seed, e) : params_init(p, seed, e);
 	if (result || (r->o->init && train_init_load(r, e)))
 		return -1;
-	size_t bytes = p->total * sizeof(float);
-	p->ops->zero(p->dev, p->m, bytes);
-	p->ops->zero(p->dev, p->v, bytes);
-	p->ops->copy2d(p->dev, p->avg, bytes, p->w, bytes, bytes, 1);
-	params_refresh(p);
+	params_start(p);
 	return device_check(p->ops, p->dev, e);
+}
+
+static int start_scales(struct train_run *r, struct error *e)
+{
+	struct params *p = r->p;
+	enum grad_scale_kind kind = p->ops->type(p->dev) == DT_F16 ? r->t->grad_scale : GRAD_SCALE_NONE;
+	int units = 0;
+	for (int i = 0; i < p->count; i++)
+		units = p->rows[i].unit >= units ? p->rows[i].unit + 1 : units;
+	return grad_scale_start(&p->scales, kind, units, 1, e);
 }
 
 static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
@@ -270,7 +293,7 @@ static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;
-	int found = train_resume(r, e);
+	int found = start_scales(r, e) ? -1 : train_resume(r, e);
 	if (found == 0 && start_weights(r, e))
 		return -1;
 	r->first_step = r->step;

@@ -1,6 +1,9 @@
 /* train.h - the loop all trainers share: batches, learning rate, clipping, AdamW, weight average, evaluation, early
  * stop, log, checkpoints, exact resume, signals.  A model brings a struct trainee.
  *
+ * In f16 gradients are scaled (grad-scale.h) and an update with one that is not finite is left out; in other formats such a
+ * gradient ends the run.
+ *
  * One file is checkpoint and model: while unfinished it holds the averaged weights under their own names (so that it
  * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
  * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
@@ -58,8 +61,10 @@ struct train_options {
 	const char *init;    /* model whose weights a new run starts from; NULL: the trainee's own */
 	bool new_vocabulary; /* init may be of another vocabulary or dVAE */
 	bool keep_state;     /* the finished file can be prolonged */
+	int moments;         /* of matrices; 0: f32, 1: 16 bits (D10) */
+	bool no_master;      /* matrices in the 16-bit type alone, rounded at random (D12) */
 };
-#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false, NULL, false, false}
+#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false, NULL, false, false, 0, false}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
@@ -74,6 +79,8 @@ struct train_options {
 	OPT_INT(0, "save-every", &(t)->save_every, 0, 1e12, "N", "updates between checkpoints, 0 for the end only"), \
 	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
 	OPT_INT('s', "seed", &(t)->seed, 0, (double)INT64_MAX, "N", "seed of weights, order and noise"), \
+	OPT_CHOICE(0, "moments", &(t)->moments, "f32|16", "number format of Adam's moments of matrices; 16: 1-6-9 and 0-6-10"), \
+	OPT_FLAG(0, "no-master", &(t)->no_master, "keep matrices in 16 bits only, rounded at random; with -p bf16 or f16"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
 	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
 	OPT_FLAG(0, "keep-state", &(t)->keep_state, "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
@@ -107,8 +114,10 @@ struct trainee {
 	int batch;                           /* records per step() call */
 	float beta1, beta2, eps, decay, v_max; /* AdamW */
 	float clip;                          /* global norm; 0: none */
-	float average_decay;                 /* of one averaging */
+	float average_decay;                 /* of one averaging; 0: no averages */
 	int average_every;                   /* updates */
+	enum grad_scale_kind grad_scale;     /* in f16 */
+	bool t_gradients;                    /* step() heeds params_dw: without a master copy, gradients are T as well */
 	uint64_t activation_bytes;           /* for the memory plan */
 	struct plateau_rule plateau;
 	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary
@@ -131,8 +140,8 @@ struct trainee {
 	int (*preview)(void *model, const struct train_step *s, struct error *e);
 };
 
-/* Check the options and that parameters (rows added, not yet built), gradients, moments, averages and activations fit
- * the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1: STATUS_LIMIT when it does not fit
+/* Check the options, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
+ * moments, averages and activations fit the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1: STATUS_LIMIT when it does not fit
  * (also after printing), STATUS_USAGE. */
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);

@@ -37,12 +37,6 @@ static const struct weights_tensor *find_row(const struct weights *w, const stru
 	return NULL;
 }
 
-static int load_row(float *host, const struct param *r, const struct weights *w, const char *prefix, struct error *e)
-{
-	const struct weights_tensor *t = find_row(w, r, prefix, e);
-	return t ? weights_read(w, t, host, e) : -1;
-}
-
 static size_t largest_row(const struct params *p)
 {
 	size_t most = 0;
@@ -51,43 +45,54 @@ static size_t largest_row(const struct params *p)
 	return most;
 }
 
-/* Row r in a block. */
-static float *row_in(const struct param *r, enum params_block which)
+/* The type in a file of what is stored so; the moments' formats are just words to others. */
+static const char *file_type(enum dtype t)
 {
-	float *const at[] = {[BLOCK_W] = r->w, [BLOCK_M] = r->m, [BLOCK_V] = r->v, [BLOCK_AVG] = r->avg};
-	return at[which];
+	static const char *const names[] = {"F32", "BF16", "F16", "U16", "U16"};
+	return names[t];
+}
+
+static int load_row(struct params *p, const struct param *r, enum params_block which, const struct weights *w,
+                    const char *prefix, float *host, struct error *e)
+{
+	const struct weights_tensor *t = find_row(w, r, prefix, e);
+	struct place to = params_place(p, r, which);
+	if (!t)
+		return -1;
+	if (strcmp(t->type, file_type(to.type)))
+		return weights_read(w, t, host, e) ? -1 : params_put(p, r, which, host, e);
+	if (weights_read_raw(w, t, host, e))
+		return -1;
+	p->ops->put(p->dev, to.p, host, t->bytes);
+	return device_check(p->ops, p->dev, e); /* host is used again for the next row */
 }
 
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e)
 {
 	float *host = mem_alloc(largest_row(p), sizeof *host, e);
 	int r = host ? 0 : -1;
-	for (int i = 0; i < p->count && r == 0; i++) {
-		r = load_row(host, &p->rows[i], w, prefix, e);
-		if (r == 0)
-			p->ops->put(p->dev, row_in(&p->rows[i], which), host, p->rows[i].n * sizeof *host);
-		if (r == 0)
-			r = device_check(p->ops, p->dev, e); /* host is used again for the next row */
-	}
+	for (int i = 0; i < p->count && r == 0; i++)
+		r = load_row(p, &p->rows[i], which, w, prefix, host, e);
 	free(host);
 	return r;
 }
 
 int params_load_host(float *host, const struct params *p, const struct weights *w, const char *prefix, struct error *e)
 {
-	for (int i = 0; i < p->count; i++)
-		if (load_row(host + (p->rows[i].w - p->w), &p->rows[i], w, prefix, e))
+	for (int i = 0; i < p->count; i++) {
+		const struct weights_tensor *t = find_row(w, &p->rows[i], prefix, e);
+		if (!t || weights_read(w, t, host + p->rows[i].at, e))
 			return -1;
+	}
 	return 0;
 }
 
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e)
 {
-	for (int i = 0; i < p->count; i++) {
-		struct param *r = &p->rows[i];
-		p->ops->get(p->dev, host + (r->w - p->w), row_in(r, which), r->n * sizeof *host);
-	}
-	return device_check(p->ops, p->dev, e);
+	for (int i = 0; i < p->count; i++)
+		if (params_get(p, &p->rows[i], which, host + p->rows[i].at, e))
+			return -1;
+	return 0;
 }
 
 /* ---- saving ---- */
@@ -122,8 +127,9 @@ static int list_entries(struct save *s, const struct weights_part *parts, size_t
 		for (int k = 0; k < parts[i].p->count; k++) {
 			const struct param *row = &parts[i].p->rows[k];
 			struct weights_entry *t = &s->entries[s->count];
+			enum dtype type = parts[i].host ? DT_F32 : params_place(parts[i].p, row, parts[i].which).type;
 			s->origins[s->count] = (struct origin){&parts[i], row};
-			*t = (struct weights_entry){.type = "F32", .rank = row->rank, .bytes = row->n * sizeof(float),
+			*t = (struct weights_entry){.type = file_type(type), .rank = row->rank, .bytes = row->n * dtype_bytes(type),
 			                            .from = &s->origins[s->count++]};
 			memcpy(t->shape, row->shape, sizeof row->shape);
 			snprintf(t->name, sizeof t->name, "%s%s", parts[i].prefix, row->name);
@@ -131,15 +137,15 @@ static int list_entries(struct save *s, const struct weights_part *parts, size_t
 	return 0;
 }
 
-/* The row's values on the host. */
+/* The row's bytes on the host. */
 static const void *fetch(void *arg, const struct weights_entry *t, struct error *e)
 {
 	struct save *s = arg;
 	const struct origin *from = t->from;
 	struct params *p = from->part->p;
 	if (from->part->host)
-		return from->part->host + (from->row->w - p->w);
-	p->ops->get(p->dev, s->host, row_in(from->row, from->part->which), from->row->n * sizeof *s->host);
+		return from->part->host + from->row->at;
+	p->ops->get(p->dev, s->host, params_place(p, from->row, from->part->which).p, t->bytes);
 	return device_check(p->ops, p->dev, e) ? NULL : s->host;
 }
 

@@ -68,14 +68,13 @@ const json_t *weights_metadata(const struct weights *w);
 
 /* STATUS_BAD unless dalle.kind is `kind`: "FILE: is a clip model, expected a dvae model". */
 int weights_need_kind(const struct weights *w, const char *kind, struct error *e);
-/* Fill p's master weights (block `w`, or `m`, `v`, `avg` by which) from tensors named prefix + row name: every row
- * must be there with its shape.  Then params_refresh is the caller's. */
-enum params_block { BLOCK_W, BLOCK_M, BLOCK_V, BLOCK_AVG };
+/* Fill a block of p from tensors named prefix + row name: every row must be there with its shape.  Values are converted to the
+ * row's storage (params_place); a tensor of that very type is taken bit by bit.  Then params_refresh is the caller's. */
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e);
 
-/* The same into a host array laid out like block w: row r begins at element r->w - p->w.  total elements. */
+/* The same into a host array: row r begins at element r->at.  total elements. */
 int params_load_host(float *host, const struct params *p, const struct weights *w, const char *prefix, struct error *e);
-/* A block of p copied to the host in that layout, and where row r begins. */
+/* A block of p as floats in that layout. */
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e);
 
 /* ---- writing ---- */
@@ -98,12 +97,13 @@ typedef const void *weights_fetch(void *arg, const struct weights_entry *t, stru
 int weights_write(const char *path, json_t *meta, struct weights_entry *entries, size_t n, weights_fetch *fetch, void *arg,
                   char id_out[ID_LENGTH + 1], struct error *e);
 
-/* What to write: rows of p from the given block under prefix + name, as F32. */
+/* What to write: rows of p from the given block under prefix + name, in their storage: F32, F16 or BF16, and U16 for the
+ * moments' formats. */
 struct weights_part {
 	struct params *p;
 	enum params_block which;
 	const char *prefix;
-	const float *host; /* NULL, or take the values from here (params_to_host) instead of the device */
+	const float *host; /* NULL, or take the values from here (params_to_host), as F32, instead of the device */
 };
 /* These rows by weights_write. */
 int weights_save(const char *path, json_t *meta, const struct weights_part *parts, size_t n, char id_out[ID_LENGTH + 1],

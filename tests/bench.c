@@ -49,7 +49,7 @@ static void fill(struct bench *b)
 			state = state * 1664525 + 1013904223;
 			b->f[i][j] = (float)(int32_t)state * 0x1p-31f;
 		}
-		b->o->cast(b->d[1], b->h[i], b->f[i], FLOATS, 1);
+		b->o->cast(b->d[1], b->h[i], b->f[i], FLOATS, 1, 0);
 	}
 }
 

@@ -17,7 +17,7 @@
 
 enum { GUARD = 64 };
 static const enum dtype all_types[] = {DT_F32, DT_BF16, DT_F16};
-static const char *const type_names[] = {"f32", "bf16", "f16"};
+static const char *const type_names[] = {"f32", "bf16", "f16", "1-6-9", "0-6-10"};
 
 static const struct ops *ops;
 static struct dev *dev;
@@ -157,7 +157,8 @@ UNUSED double distance(const double *got, const double *want, size_t n, enum dty
 /* Rounding of a stored value, with room for a handful of f32 operations. */
 UNUSED double bound(enum dtype t)
 {
-	return t == DT_F32 ? 4e-6 : t == DT_BF16 ? 0x1p-8 * 1.01 : 0x1p-11 * 1.02;
+	static const double half_step[] = {4e-6, 0x1p-8 * 1.01, 0x1p-11 * 1.02, 0x1p-10 * 1.01, 0x1p-11 * 1.02};
+	return half_step[t];
 }
 
 UNUSED void near(struct tensor *x, const double *want, double tolerance, const char *what)

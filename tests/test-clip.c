@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum { BATCH = 5, SIZE = 8 };
-enum { F32 = 1, BF16 = 2 }; /* of auto|f32|bf16|f16 */
+enum { F32 = 1, BF16 = 2, F16 = 3 }; /* of auto|f32|bf16|f16 */
 static const struct clip_config config = {.size = SIZE, .patch = 4, .image_width = 16, .image_layers = 2, .image_heads = 2,
                                           .context = 7, .vocabulary = 14, .text_width = 16, .text_layers = 2,
                                           .text_heads = 2, .embed = 12, .lr = 1e-3, .warmup = 1};
@@ -59,7 +59,7 @@ static void make_batch(struct record rec[BATCH], const struct record *batch[BATC
 	free(rgb);
 }
 
-/* f32: every tensor within the bound.  bf16: over all tensors no worse than PyTorch's own autocast is on the same
+/* f32: every tensor within the bound.  bf16, and f16 with its scales: over all tensors no worse than PyTorch's own autocast is on the same
  * batch (root mean square of the relative errors), and no tensor off by a tenth. */
 static void check_gradients(struct clip *m, int precision, double f32_bound)
 {
@@ -69,7 +69,10 @@ static void check_gradients(struct clip *m, int precision, double f32_bound)
 		struct param *p = &m->params.rows[i];
 		float *got = mem_alloc(p->n, sizeof *got, &e), *want = golden_read("grad.", p->name, p->n);
 		float *rough = golden_read("auto.", p->name, 1);
-		ops->get(dev, got, p->g, p->n * sizeof *got);
+		CHECK(params_get(&m->params, p, BLOCK_G, got, &e) == 0, "%s", e.text);
+		bool norm = p->kind == PARAM_GAIN || p->kind == PARAM_SHIFT;
+		for (size_t k = 0; k < p->n && !norm; k++)
+			got[k] /= grad_scale_enter(&m->params.scales, p->unit);
 		double err = relative_error(got, want, p->n);
 		CHECK(err < bound, "gradient of %s: relative error %.2g < %.2g", p->name, err, bound);
 		ours += err * err;
@@ -100,6 +103,13 @@ static void test_golden(int precision, double bound)
 	memset(rec, 0, sizeof rec);
 	make_batch(rec, batch);
 	clip_trainee(&t, &trainee);
+	if (precision == F16) {
+		struct grad_scale *s = &m.params.scales;
+		int units = 2 * (int)(config.image_layers + config.text_layers) + 1; /* and the patch embedding */
+		CHECK(grad_scale_start(s, trainee.grad_scale, units, 1, &e) == 0, "scales: %s", e.text);
+		for (int i = 0; i < units; i++)
+			s->scale[i] = 1000 * (1 + i % 5);
+	}
 	params_zero_grad(&m.params);
 	CHECK(trainee.step(trainee.model, &step, batch, BATCH, &metrics, &e) == 0, "step: %s", e.text);
 	float *loss = golden_read("out.", "loss", 1);
@@ -227,6 +237,7 @@ int main(void)
 		return check_done();
 	test_golden(F32, 1e-4);
 	test_golden(BF16, 2e-2);
+	test_golden(F16, 2e-2 / 8);
 	test_recipe();
 	test_count();
 	test_refusals();

@@ -221,7 +221,7 @@ static void test_bwd(const struct run *r, struct shape s, int flags, int wanted)
 	enum dtype t = flags & OP_F32 ? DT_F32 : r->type;
 	size_t nx = pixels(&s) * (size_t)s.in, nw = (size_t)(s.in * s.out * s.k * s.k), nb = (size_t)s.out;
 	struct tensor x = tensor_new(t, nx), w = tensor_new(t, nw), dy = tensor_new(t, pixels(&s) * nb);
-	struct tensor dx = tensor_new(t, nx), dw = tensor_new(DT_F32, nw), db = tensor_new(DT_F32, nb);
+	struct tensor dx = tensor_new(t, nx), dw = tensor_new(flags & OP_DW_T ? t : DT_F32, nw), db = tensor_new(DT_F32, nb);
 	double *wx = zeros(nx), *ww = zeros(nw), *wb = zeros(nb), *mx = zeros(nx), *mw = zeros(nw), *mb = zeros(nb);
 	memcpy(ww, dw.v, nw * sizeof *ww); /* dw and db accumulate */
 	memcpy(wb, db.v, nb * sizeof *wb);
@@ -252,6 +252,8 @@ static void test_linear(const struct run *r)
 				test_fwd(r, s, flags[f], f % 2 == j % 2);
 			test_bwd(r, s, 0, 7);
 			test_bwd(r, s, OP_F32, 7);
+			test_bwd(r, s, OP_DW_T, 7);
+			test_bwd(r, s, OP_DW_T | OP_F32, 7);
 		}
 	struct shape small = { 19, 1, 1, 7, 9, 0 };
 	for (int wanted = 0; wanted < 8; wanted++)
@@ -261,9 +263,11 @@ static void test_linear(const struct run *r)
 	test_fwd(r, large, 0, true);
 	test_fwd(r, large, OP_ADD, true);
 	test_bwd(r, large, 0, 7);
+	test_bwd(r, large, OP_DW_T, 7);
 	struct shape tall = { 1031, 1, 1, 40, 30, 0 };
 	test_fwd(r, tall, 0, true);
 	test_bwd(r, tall, 0, 7);
+	test_bwd(r, tall, OP_DW_T, 7);
 }
 
 static void test_conv(const struct run *r)

@@ -15,7 +15,7 @@ static void check_casts(size_t n)
 	double *want = must(calloc(n, sizeof *want));
 	for (size_t i = 0; i < n; i++)
 		want[i] = 0.75 * x.v[i];
-	ops->cast(dev, y.p, x.p, n, 0.75f);
+	ops->cast(dev, y.p, x.p, n, 0.75f, 0);
 	near(&y, want, bound(T), "cast");
 	int exact = 1;
 	for (size_t i = 0; i < n; i++) {
@@ -244,9 +244,9 @@ static void check_norm(size_t rows, int C, int flags)
 		double e = distance(g, want, n + 2 * C, DT_F32);
 		CHECK(e < 1e-6 || C == 1, "norm backward formula against differences: %.3g", e);
 	}
-	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, flags & OP_F32);
-	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, (flags & OP_F32) | OP_ADD);
-	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, flags & OP_F32);
+	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
+	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, (flags & OP_F32) | OP_ADD);
+	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
 	/* The statistics are f32 values: their rounding is felt in every element.  C = 1: the gradient is 0 and
 	 * 1 / sqrt(eps) = 316 magnifies what rounding leaves. */
 	if (C > 1)
@@ -392,7 +392,7 @@ static void check_clip(int B, int grouped)
 
 static void check_adamw(size_t n, float v_max)
 {
-	struct adamw a = {4.5e-3f, 0.9f, 0.96f, 1e-8f, 4.5e-2f, v_max, 0.5f, 0};
+	struct adamw a = {4.5e-3f, 0.9f, 0.96f, 1e-8f, 4.5e-2f, v_max, 0.5f, 0, 0, 0};
 	struct tensor w = tensor_random(DT_F32, n, -1, 1), m = tensor_fill(DT_F32, n, 0), v = tensor_fill(DT_F32, n, 0);
 	struct tensor g = tensor_random(DT_F32, n, -30, 30), wt = tensor_output(T, n);
 	double *want = must(calloc(3 * n, sizeof *want)), *wm = want + n, *wv = wm + n;
@@ -409,13 +409,13 @@ static void check_adamw(size_t n, float v_max)
 			double rate = lr * sqrt(1 - pow(b2, a.step)) / (1 - pow(b1, a.step));
 			want[i] -= lr * a.decay * want[i] + rate * wm[i] / (sqrt(wv[i]) + a.eps);
 		}
-		ops->adamw(dev, w.p, wt.p, m.p, v.p, g.p, n, &a);
+		ops->adamw(dev, &(struct adamw_tensor){.w = w.p, .wt = wt.p, .m = m.p, .v = v.p, .g = g.p}, n, &a);
 	}
 	near(&wt, want, bound(T), "adamw T copy");
 	near(&w, want, 1e-6, "adamw weights");
 	near(&m, wm, 1e-6, "adamw mean");
 	near(&v, wv, 1e-6, "adamw variance");
-	ops->adamw(dev, w.p, T == DT_F32 ? w.p : NULL, m.p, v.p, g.p, n, &a);
+	ops->adamw(dev, &(struct adamw_tensor){.w = w.p, .wt = T == DT_F32 ? w.p : NULL, .m = m.p, .v = v.p, .g = g.p}, n, &a);
 	tensor_get(&w, "adamw without a copy");
 	tensor_free(&w), tensor_free(&m), tensor_free(&v), tensor_free(&g), tensor_free(&wt);
 	free(want);
@@ -433,10 +433,10 @@ static void check_sums(size_t n)
 	double *device = must(ops->alloc(dev, sizeof got));
 	ops->put(dev, device, got, sizeof got);
 	ops->sum(dev, device, x.p, n);
-	ops->sumsq(dev, device + 1, x.p, n);
+	ops->sumsq(dev, device + 1, x.p, DT_F32, n);
 	ops->get(dev, got, device, sizeof got);
 	CHECK(fabs(got[0] - sum) <= 1e-12 * n && fabs(got[1] - squares) <= 1e-12 * n, "sum and sumsq of %zu", n);
-	ops->average(dev, avg.p, x.p, n, 0.99f);
+	ops->average(dev, avg.p, x.p, DT_F32, n, 0.99f);
 	near(&avg, want, 1e-6, "average");
 	ops->release(dev, device);
 	tensor_free(&x), tensor_free(&avg);
@@ -466,11 +466,11 @@ static size_t run_bits(double *out, const double *values, int threads)
 	memcpy(dy.v, values, BIT_N * sizeof *values);
 	tensor_put(&x), tensor_put(&dy);
 	ops->norm_fwd(dev, o[8].p, o[6].p, o[7].p, x.p, w.p, w.p, BIT_ROWS, BIT_C, 0);
-	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 0);
+	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 1, 0);
 	ops->embed_bwd(dev, o[3].p, x.p, device, BIT_ROWS, BIT_C);
 	ops->xent(dev, o[4].p, o[5].p, x.p, device, BIT_ROWS, BIT_C, 1, 0);
 	ops->sum(dev, device_sums, x.p, BIT_N);
-	ops->sumsq(dev, device_sums + 1, x.p, BIT_N);
+	ops->sumsq(dev, device_sums + 1, x.p, DT_F32, BIT_N);
 	ops->get(dev, sums, device_sums, sizeof sums);
 	for (size_t i = 0; i < sizeof o / sizeof *o; i++) {
 		tensor_get(o + i, "bits");

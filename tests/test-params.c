@@ -1,5 +1,5 @@
-/* test-params.c - below the training loop: AdamW against its formula in double, decay by kind of tensor, exchange of
- * averages, norms, schedules, arenas. */
+/* test-params.c - below the training loop: AdamW against its formula in double, decay by kind of tensor, storage of
+ * matrices, exchange of averages, norms, schedules, arenas. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,7 +62,7 @@ static void adamw_case(const char *what, struct adamw a)
 	for (int step = 1; step <= 50; step++) {
 		a.step = step;
 		for (int i = 0; i < OUT * IN; i++) {
-			float g = m->w->g[i] = (float)((rng_unit(1, RNG_ROUND, (uint32_t)step, (uint64_t)i) - 0.4) * (i % 3 ? 1 : 1e-3));
+			float g = ((float *)m->w->g)[i] = (float)((rng_unit(1, RNG_ROUND, (uint32_t)step, (uint64_t)i) - 0.4) * (i % 3 ? 1 : 1e-3));
 			double s = (double)g * (double)a.g_scale;
 			mm[i] = (double)a.beta1 * mm[i] + (1 - (double)a.beta1) * s;
 			v[i] = (double)a.beta2 * v[i] + (1 - (double)a.beta2) * s * s;
@@ -83,7 +83,7 @@ static void adamw_case(const char *what, struct adamw a)
 static void check_decay_kinds(void)
 {
 	struct toy *m = toy_new();
-	struct adamw a = {0.1f, 0.9f, 0.99f, 1e-8f, 0.5f, 0, 1, 1};
+	struct adamw a = {0.1f, 0.9f, 0.99f, 1e-8f, 0.5f, 0, 1, 1, 0, 0};
 	m->w->w[0] = m->b->w[0] = 1;
 	params_update(&m->p, &a);
 	CHECK(m->b->w[0] == 1 && fabsf(m->w->w[0] - 0.95f) < 1e-6f, "decay: matrix %g, bias %g", (double)m->w->w[0], (double)m->b->w[0]);
@@ -97,11 +97,11 @@ static void check_swap(void)
 	CHECK(params_init(&m->p, 3, &e) == 0, "%s", e.text);
 	float *w = m->w->w, *avg = m->w->avg;
 	params_swap_average(&m->p);
-	CHECK(m->w->w == avg && m->w->avg == w && m->w->t == (void *)avg && m->p.w == avg, "swapped");
+	CHECK(m->w->w == avg && m->w->avg == w && m->w->t == (void *)avg, "swapped");
 	params_swap_average(&m->p);
-	CHECK(m->w->w == w && m->w->avg == avg && m->w->t == (void *)w && m->p.w == w, "and back");
+	CHECK(m->w->w == w && m->w->avg == avg && m->w->t == (void *)w, "and back");
 	double norm;
-	m->p.g[0] = 3, m->b->g[2] = 4;
+	((float *)m->w->g)[0] = 3, ((float *)m->b->g)[2] = 4;
 	CHECK(params_grad_norm(&m->p, &norm, &e) == 0 && norm == 5, "norm %g", norm);
 	toy_free(m);
 }
@@ -116,11 +116,11 @@ static void check_copies(enum dtype type)
 	char text[200];
 	uint16_t kept[OUT * IN];
 	struct dev *dev = cpu_ops()->open(0, type, 1, text, sizeof text);
-	struct adamw a = {0.01f, 0.9f, 0.99f, 1e-8f, 0.1f, 0, 1, 1};
+	struct adamw a = {0.01f, 0.9f, 0.99f, 1e-8f, 0.1f, 0, 1, 1, 0, 0};
 	CHECK(params_add(&p, &w, PARAM_MATRIX, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "w") == 0 &&
 	      params_build(&p, cpu_ops(), dev, true, &e) == 0 && params_init(&p, 3, &e) == 0, "%s", e.text);
 	for (int i = 0; i < OUT * IN; i++)
-		w->g[i] = (float)(rng_unit(1, RNG_ROUND, 0, (uint64_t)i) - 0.5);
+		((float *)w->g)[i] = (float)(rng_unit(1, RNG_ROUND, 0, (uint64_t)i) - 0.5);
 	params_update(&p, &a);
 	CHECK(w->t != (void *)w->w, "a copy of its own");
 	memcpy(kept, w->t, sizeof kept);
@@ -130,6 +130,49 @@ static void check_copies(enum dtype type)
 	CHECK(memcmp(kept, w->t, sizeof kept) != 0, "the average's copy is another");
 	params_swap_average(&p);
 	CHECK(memcmp(kept, w->t, sizeof kept) == 0, "and back");
+	params_free(&p);
+	cpu_ops()->close(dev);
+}
+
+/* Without a master copy: 8 bytes in all for a matrix beside averages, which are exchanged without losing the weights. */
+static void check_storage(enum dtype type)
+{
+	struct params p = {.storage = {.no_master = true, .t_gradients = true, .moments_16 = true}};
+	struct param *w, *b, *f;
+	struct error e = {0};
+	char text[200];
+	uint16_t kept[OUT * IN], shown[OUT * IN];
+	float x[OUT * IN], back[OUT * IN];
+	struct dev *dev = cpu_ops()->open(0, type, 1, text, sizeof text);
+	CHECK(params_add(&p, &w, PARAM_MATRIX, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "w") == 0 &&
+	      params_add(&p, &b, PARAM_BIAS, 0, 0, 1, (int64_t[]){OUT}, &e, "b") == 0 &&
+	      params_add(&p, &f, PARAM_MATRIX_F32, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "f") == 0 &&
+	      params_build(&p, cpu_ops(), dev, true, &e) == 0 && params_init(&p, 3, &e) == 0, "%s", e.text);
+	CHECK(!w->w && b->w && f->w && f->t == (void *)f->w && params_dw(&p, w) == OP_DW_T && params_dw(&p, f) == 0, "only the matrix is narrow");
+	size_t matrix = 0, others = 0;
+	for (enum params_block k = 0; k < BLOCKS; k++) {
+		struct block_use u = params_block_use(&p, k, type, true);
+		bool average = k == BLOCK_AVG || k == BLOCK_AVG_T;
+		matrix += u.matrices && !average ? dtype_bytes(u.type) : 0;
+		others += u.others && !average ? 4 : 0;
+	}
+	CHECK(matrix == 8 && others == 16, "%zu bytes a parameter of matrices, %zu of others", matrix, others);
+	params_start(&p);
+	memcpy(kept, w->t, sizeof kept);
+	for (int i = 0; i < OUT * IN; i++)
+		x[i] = (float)i / 7;
+	CHECK(params_put(&p, w, BLOCK_AVG, x, &e) == 0, "%s", e.text);
+	for (int round = 0; round < 2; round++) {
+		params_swap_average(&p);
+		CHECK(params_get(&p, w, BLOCK_W, back, &e) == 0, "%s", e.text);
+		memcpy(shown, w->t, sizeof shown);
+		bool rounded = true;
+		for (int i = 0; i < OUT * IN; i++)
+			rounded = rounded && fabsf(back[i] - x[i]) <= x[i] * 0x1p-8f;
+		CHECK(rounded && memcmp(shown, kept, sizeof kept), "products see the average");
+		params_swap_average(&p);
+		CHECK(memcmp(kept, w->t, sizeof kept) == 0, "and then the weights again, to the bit");
+	}
 	params_free(&p);
 	cpu_ops()->close(dev);
 }
@@ -166,12 +209,14 @@ int main(void)
 {
 	check_arena();
 	check_schedules();
-	adamw_case("plain", (struct adamw){0.01f, 0.9f, 0.999f, 1e-8f, 0, 0, 1, 1});
-	adamw_case("paper", (struct adamw){0.01f, 0.9f, 0.96f, 1e-8f, 0.045f, 5, 1, 1});
-	adamw_case("clipped", (struct adamw){0.01f, 0.9f, 0.96f, 1e-6f, 0.1f, 0.05f, 0.3f, 1});
+	adamw_case("plain", (struct adamw){0.01f, 0.9f, 0.999f, 1e-8f, 0, 0, 1, 1, 0, 0});
+	adamw_case("paper", (struct adamw){0.01f, 0.9f, 0.96f, 1e-8f, 0.045f, 5, 1, 1, 0, 0});
+	adamw_case("clipped", (struct adamw){0.01f, 0.9f, 0.96f, 1e-6f, 0.1f, 0.05f, 0.3f, 1, 0, 0});
 	check_decay_kinds();
 	check_swap();
 	check_copies(DT_BF16);
 	check_copies(DT_F16);
+	check_storage(DT_BF16);
+	check_storage(DT_F16);
 	return check_done();
 }

@@ -89,7 +89,11 @@ static void check_one_process(const char *preset, enum dtype type, int batch, bo
 	struct dalle d;
 	struct dev *dev = cpu_ops()->open(0, type, 1, text, sizeof text);
 	CHECK(dalle_describe(&d, &in.config, 0.125, recompute, &e) == 0, "%s", e.text);
-	uint64_t blocks = params_bytes(&d.params, type, true) - sizeof(double), activations = dalle_plan_bytes(&d, batch, true, cpu_ops(), dev);
+	uint64_t blocks = 0, activations = dalle_plan_bytes(&d, batch, true, cpu_ops(), dev);
+	for (enum params_block b = 0; b < BLOCKS; b++) {
+		struct block_use u = params_block_use(&d.params, b, type, true);
+		blocks += u.matrices + u.others;
+	}
 	const struct plan_memory *m = &p.memory;
 	CHECK(m->stream + m->inside + m->logits == activations && m->inside < activations, "%s: activations", preset);
 	CHECK(m->weights + m->copies + m->gradients + m->moments + m->averages == blocks, "%s: blocks of parameters", preset);

@@ -270,7 +270,7 @@ static void check_round_trip(void)
 	CHECK(weights_need_kind(w, "clip", &e) == -1 && strstr(e.text, "is a dvae model, expected a clip model"), "%s", e.text);
 	weights_close(w);
 	e = (struct error){0};
-	a.p.m[0] = 1;
+	((float *)a.p.m)[0] = 1;
 	CHECK(toy_save(&a, "dvae", again, &e) == 0 && strcmp(id, again) == 0, "moments do not change the identity");
 	CHECK(toy_save(&a, "dalle", again, &e) == 0 && strcmp(id, again), "the kind does");
 	a.bias->w[1] = 1e-30f;

@@ -103,7 +103,7 @@ static inline int toy_step(void *model_, const struct train_step *s, const struc
 		m->dy[i] /= (float)s->parts;
 	m->ops->linear_bwd(m->dev, NULL, m->w->g, m->b->g, m->dy, m->x, m->w->t, (size_t)n, IN, OUT, OP_F32);
 	if (s->step == m->nan_at)
-		m->b->g[1] = NAN;
+		((float *)m->b->g)[1] = NAN;
 	if (s->step == m->kill_at)
 		raise(SIGKILL);
 	if (s->step == m->stop_at && s->part == 0)

@@ -13,6 +13,7 @@ static int64_t most_halvings = 5, plateau_window, plateau_patience = 2;
 static double caption_dropout, token_dropout, plateau_gain = 0.002;
 static struct dalle_preset model;
 static bool recompute, centred, on_plateau;
+static int grad_scale;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: " DALLE_PRESETS "; the options below override it"),
@@ -42,6 +43,7 @@ static const struct opt options[] = {
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
 	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: vocabulary or dVAE may be others, their tensors start anew"),
 	OPT_REAL(0, "init-scale", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
+	OPT_CHOICE(0, "grad-scale", &grad_scale, "resblock|global", "with -p f16: a gradient scale for each resblock, or one for the loss"),
 	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
@@ -133,6 +135,7 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	f->caption_dropout = caption_dropout;
 	f->token_dropout = token_dropout;
 	f->constant = on_plateau || halvings;
+	f->grad_scale = grad_scale ? GRAD_SCALE_GLOBAL : GRAD_SCALE_RESBLOCK;
 	uint64_t bytes = 0;
 	int r = dalle_parse_halvings(f, halvings, e) || open_vocabulary(f, h, e) ||
 	        dalle_describe(f->d, &model.config, model.recipe.init, recompute, e) || dalle_fit_start(f, e);

@@ -95,7 +95,7 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 	struct trainee sizes = {0};
 	if (!d)
 		return e->status;
-	dvae_fit_plan(d, &sizes);
+	dvae_fit_plan(d, &fit, &sizes);
 	int planned = train_plan(&sizes, &train, ops, dev, e);
 	if (planned == 0 && dvae_build(d, ops, dev, e) == 0)
 		status = train_fit(d, data, argc, argv, e);

@@ -110,4 +110,28 @@ timeout 20 model-info /dev/full > /dev/null 2> err
 train plan.safetensors --dry-run > plan || fail "--dry-run"
 grep -q '^parameters ' plan && grep -q '^total on device ' plan || fail "--dry-run: $(cat plan)"
 [ ! -e plan.safetensors ] || fail "--dry-run wrote a file"
+
+# 16-bit storage: the plan says so, a killed run goes on to the same weights, f32 has nothing to do without
+narrow="-p bf16 --moments 16 --no-master"
+train plan.safetensors $narrow --dry-run > plan || fail "--dry-run $narrow"
+grep -q '^first moments .*matrices 1-6-9, others f32' plan && grep -q '^second moments .*matrices 0-6-10' plan &&
+	grep -q '^bytes per parameter  *10  of matrices, 16 of others' plan || fail "--dry-run $narrow: $(cat plan)"
+train narrow.safetensors $narrow || fail "run with $narrow"
+dvae-train $common -o killed16.safetensors $narrow --save-every 2 data > /dev/null 2>&1 &
+pid=$!
+while [ ! -e killed16.safetensors ] && kill -0 $pid 2> /dev/null; do
+	sleep 0.02
+done
+kill -9 $pid 2> /dev/null
+wait $pid 2> /dev/null
+train killed16.safetensors $narrow --save-every 2 || fail "16 bits: run after kill -9"
+[ "$(tensors narrow.safetensors)" = "$(tensors killed16.safetensors)" ] || fail "16 bits: other weights after kill -9"
+train narrow.safetensors -p bf16 --moments 16 2> err
+[ $? -eq 3 ] && grep -q -- '--restart' err || fail "with a master copy after all: $(cat err)"
+dvae-train -q -x tiny -n 2 -p f32 --no-master -o f32.safetensors data 2> err
+[ $? -eq 2 ] && grep -q -- '--no-master needs' err || fail "--no-master in f32: $(cat err)"
+
+# f16: the loss is scaled, the log says how
+dvae-train $common -p f16 --log f16.jsonl -o f16.safetensors data || fail "f16"
+tail -n 2 f16.jsonl | grep -q '"skipped":0,"scale_min":85[0-9.]*,"scale_max":85' || fail "f16: $(tail -n 2 f16.jsonl)"
 exit $((fails > 0))
