@@ -24,7 +24,7 @@ static const struct dalle_preset presets[] = {
 	{"small",
 	 {.text_length = 32, .text_vocab = 2048, .grid_w = 8, .grid_h = 8, .image_vocab = 2048, .layers = 4, .width = 192,
 	  .heads = 6, .conv_k = 11},
-	 SHORT_RECIPE(64, 3e-3, 40)},
+	 SHORT_RECIPE(32, 3e-3, 40)},
 	{"1.2b", PAPER_SIZE(24, 2048, 32), PAPER_RECIPE(8, 4.5e-4)},
 	{"2.8b", PAPER_SIZE(64, 1920, 30), PAPER_RECIPE(4, 4.5e-4)},
 	{"5.6b", PAPER_SIZE(64, 2688, 42), PAPER_RECIPE(2, 4.5e-4)},
