@@ -248,6 +248,18 @@ static int make_attributes(dnnl_primitive_attr_t *attr, const struct key *k)
 	return failed;
 }
 
+/* The forward pass whose gradients these are: its weights are of the input's type, where CONV_DW's are f32. */
+static int make_hint(dnnl_primitive_desc_t *pd, const struct accelerator *a, const struct key *k, struct layout l[ROLES],
+		     const dnnl_dims_t pad)
+{
+	const dnnl_dims_t w = { k->dims[4], k->dims[3], k->dims[5], k->dims[5] };
+	struct layout weights = { 0 };
+	int failed = layout_set(&weights, 4, w, NULL, data_type((enum dtype)k->type)) ||
+		     pd_conv(pd, a->engine, dnnl_forward_training, &l[IN], &weights, NULL, &l[OUT], pad, NULL, NULL);
+	layout_free(&weights);
+	return failed;
+}
+
 static int make_descriptor(dnnl_primitive_desc_t *pd, const struct accelerator *a, const struct key *k, struct layout l[ROLES],
 			   const_dnnl_primitive_attr_t attr)
 {
@@ -258,7 +270,7 @@ static int make_descriptor(dnnl_primitive_desc_t *pd, const struct accelerator *
 	if (k->kind == CONV_FWD)
 		return pd_conv(pd, a->engine, dnnl_forward_inference, &l[IN], &l[WEIGHTS], b, &l[OUT], pad, attr, NULL);
 	dnnl_primitive_desc_t hint;
-	if (pd_conv(&hint, a->engine, dnnl_forward_training, &l[IN], &l[WEIGHTS], NULL, &l[OUT], pad, NULL, NULL))
+	if (make_hint(&hint, a, k, l, pad))
 		return -1;
 	int failed = pd_conv(pd, a->engine, k->kind == CONV_DX ? dnnl_backward_data : dnnl_backward_weights, &l[IN],
 			     &l[WEIGHTS], NULL, &l[OUT], pad, attr, hint);
