@@ -89,7 +89,7 @@ void cpu_scratch_end(struct dev *d, struct scratch_mark m);
 #define ENTRIES_NORM(X) X(norm_fwd) X(norm_bwd) X(l2_fwd) X(l2_bwd)
 #define ENTRIES_ATTN(X) X(attn_fwd) X(attn_bwd) X(attn_step)
 #define ENTRIES_LOSS(X) X(xent) X(clip_xent) X(argmax) X(onehot) X(draw)
-#define ENTRIES_LATENT(X) X(gumbel_fwd) X(gumbel_bwd) X(logit_laplace) X(reconstruct)
+#define ENTRIES_LATENT(X) X(gumbel_fwd) X(gumbel_bwd) X(usage_fwd) X(usage_bwd) X(logit_laplace) X(reconstruct)
 #define ENTRIES_OPTIM(X) X(adamw) X(sumsq) X(average) X(sum)
 #define OPS_ENTRIES(X)                                                                             \
 	ENTRIES_CPU(X) ENTRIES_ELEM(X) ENTRIES_MATMUL(X) ENTRIES_CONV(X) ENTRIES_NORM(X)           \

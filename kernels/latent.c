@@ -122,6 +122,69 @@ void cpu_gumbel_bwd(struct dev *d, float *dlogits, const float *dz, const float 
 		gumbel_row_bwd(dlogits + r * V, dz + r * V, z + r * V, logits + r * V, V, tau, kl_scale);
 }
 
+/* ---- usage of the codes ---- */
+
+/* e = exp(x - top); its sum. */
+static VINLINE float exp_row(float *e, const float *x, size_t n)
+{
+	vf m = v_set(-INFINITY), s = v_set(0);
+	for (size_t i = 0; i < n; i += VL)
+		m = v_max(v_row(x, i, n, -INFINITY), m);
+	float top = v_greatest(m);
+	for (size_t i = 0; i < n; i += VL) {
+		vf v = v_exp(v_row(x, i, n, -INFINITY) - top);
+		v_row_store(e, i, n, v);
+		s += v;
+	}
+	return v_sum(s);
+}
+
+CLONES static void usage_row(float *sum, float *e, const float *x, size_t n)
+{
+	float r = 1.0f / exp_row(e, x, n);
+	for (size_t i = 0; i < n; i++)
+		sum[i] += e[i] * r;
+}
+
+void cpu_usage_fwd(struct dev *d, float *sum, const float *logits, size_t rows, int V)
+{
+	enum { ROWS = 64 }; /* per partial sum: fixed, so that the order is too */
+	size_t parts = (rows + ROWS - 1) / ROWS, n = V;
+	struct scratch_mark mark = cpu_scratch_begin(d);
+	float *partial = cpu_scratch(d, "usage_fwd", 2 * parts * n * sizeof *partial); /* [parts, V], and a row of each */
+	if (partial) {
+		memset(partial, 0, parts * n * sizeof *partial);
+#pragma omp parallel for num_threads(d->threads) if (rows * V > SMALL)
+		for (size_t p = 0; p < parts; p++)
+			for (size_t r = p * ROWS; r < rows && r < (p + 1) * ROWS; r++)
+				usage_row(partial + p * n, partial + (parts + p) * n, logits + r * n, n);
+		for (size_t i = 0; i < parts * n; i++)
+			sum[i % n] += partial[i];
+	}
+	cpu_scratch_end(d, mark);
+}
+
+CLONES static void usage_row_bwd(float *dx, float *e, const float *c, const float *x, size_t n)
+{
+	float r = 1.0f / exp_row(e, x, n);
+	vf s = v_set(0);
+	for (size_t i = 0; i < n; i += VL)
+		s += v_row(e, i, n, 0) * v_row(c, i, n, 0);
+	float along = v_sum(s) * r;
+	for (size_t i = 0; i < n; i++)
+		dx[i] += e[i] * r * (c[i] - along);
+}
+
+void cpu_usage_bwd(struct dev *d, float *dlogits, const float *c, const float *logits, size_t rows, int V)
+{
+	struct scratch_mark mark = cpu_scratch_begin(d);
+	float *e = dlogits ? cpu_scratch(d, "usage_bwd", (size_t)d->threads * V * sizeof *e) : NULL;
+#pragma omp parallel for num_threads(d->threads) if (rows * V > SMALL)
+	for (size_t r = 0; r < (e ? rows : 0); r++)
+		usage_row_bwd(dlogits + r * V, e + (size_t)cpu_thread() * V, c, logits + r * V, V);
+	cpu_scratch_end(d, mark);
+}
+
 /* ---- logit-Laplace ---- */
 
 /* Up to PIXELS pixels; their three channels lie side by side in the vectors, unused lanes hold 1/2. */

@@ -258,6 +258,10 @@ struct ops {
 	 * dlogits may be dz. */
 	void (*gumbel_bwd)(struct dev *d, float *dlogits, const float *dz, const float *z, const float *logits, size_t rows,
 	                   int V, float tau, float kl_scale);
+	/* How much each code is used: sum[V] += sum over rows of q = softmax(logits[rows,V]).  Backward from c[V], the
+	 * gradient of the sums, which is added: dlogits[rows,V] += q_k (c_k - sum q c). */
+	void (*usage_fwd)(struct dev *d, float *sum, const float *logits, size_t rows, int V);
+	void (*usage_bwd)(struct dev *d, float *dlogits, const float *c, const float *logits, size_t rows, int V);
 	void (*argmax)(struct dev *d, int32_t *idx, const float *x, size_t rows, int V); /* lowest index on ties */
 	void (*onehot)(struct dev *d, float *z, const int32_t *idx, size_t rows, int V);
 	/* Logit-Laplace (B10, B11): out[n_pixels,6] holds mu RGB, ln b RGB; x[n_pixels,3] in (0,1).

@@ -32,19 +32,14 @@ static int get_sums(struct dvae *d, int n, double sums[2], struct error *e)
 	return device_check(d->ops, d->dev, e);
 }
 
-/* Mean code distribution of the batch: z = softmax(logits), usage = its column sums / rows.  Entropy in nats. */
+/* Mean code distribution of the batch, from the device.  Entropy in nats. */
 static double mean_usage(struct dvae *d, float *usage, size_t rows)
 {
 	const struct ops *o = d->ops;
 	int K = (int)d->config.codes;
 	double entropy = 0;
-	/* xent's gradient is softmax - onehot: the one-hot row is added back. */
-	o->argmax(d->dev, d->argmax, d->logits, rows, K);
-	o->xent(d->dev, d->kl, d->z, d->logits, d->argmax, rows, K, 1, OP_F32);
-	o->onehot(d->dev, d->dz, d->argmax, rows, K);
-	o->embed_fwd(d->dev, d->z, d->dz, d->row, rows, K, 1);
 	o->zero(d->dev, d->usage, (size_t)K * sizeof *usage);
-	o->embed_bwd(d->dev, d->usage, d->z, d->none, rows, K);
+	o->usage_fwd(d->dev, d->usage, d->logits, rows, K);
 	o->get(d->dev, usage, d->usage, (size_t)K * sizeof *usage);
 	for (int k = 0; k < K; k++) {
 		usage[k] /= (float)rows;
@@ -54,30 +49,21 @@ static double mean_usage(struct dvae *d, float *usage, size_t rows)
 }
 
 /* dlogits += d/dlogits of -weight * H(mean q).  dH/dq = -(ln m + 1) / rows, and the constant falls out of the
- * softmax's backward pass, which is gumbel_bwd at temperature 1.  Uses z, dz and kl, which are free by now. */
+ * softmax's backward pass. */
 static int add_usage_gradient(struct dvae *d, int n, double weight, double *entropy, struct error *e)
 {
-	const struct ops *o = d->ops;
 	size_t rows = tokens_of(d, n);
 	int K = (int)d->config.codes;
 	float *usage = mem_alloc((size_t)K, sizeof *usage, e);
-	int32_t *number = mem_alloc(rows, sizeof *number, e);
-	if (usage && number) {
-		for (size_t i = 0; i < rows; i++)
-			number[i] = (int32_t)i;
-		o->put(d->dev, d->row, number, rows * sizeof *number);
-		*entropy = mean_usage(d, usage, rows);
-		for (int k = 0; k < K; k++)
-			usage[k] = (float)(weight / (double)rows * log(fmax(usage[k], 1e-20)));
-		o->put(d->dev, d->usage, usage, (size_t)K * sizeof *usage);
-		o->embed_fwd(d->dev, d->dz, d->usage, d->none, rows, K, 0);
-		o->gumbel_bwd(d->dev, d->dz, d->dz, d->z, d->logits, rows, K, 1, 0);
-		o->embed_fwd(d->dev, d->dlogits, d->dz, d->row, rows, K, 1);
-	}
-	int status = usage && number ? 0 : -1;
+	if (!usage)
+		return -1;
+	*entropy = mean_usage(d, usage, rows);
+	for (int k = 0; k < K; k++)
+		usage[k] = (float)(weight / (double)rows * log(fmax(usage[k], 1e-20)));
+	d->ops->put(d->dev, d->usage, usage, (size_t)K * sizeof *usage);
+	d->ops->usage_bwd(d->dev, d->dlogits, d->usage, d->logits, rows, K);
 	free(usage);
-	free(number);
-	return status;
+	return 0;
 }
 
 int dvae_loss_and_gradients(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pass *p, struct dvae_loss *l,

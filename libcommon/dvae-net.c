@@ -174,8 +174,6 @@ static void layout_gradients(struct dvae *d, struct extent x)
 	d->dt = take(d, x.stream > values * area(d->side, 1) ? x.stream : values * area(d->side, 1), t);
 	d->sums = arena_take(&d->arena, 2 * sizeof *d->sums);
 	d->usage = arena_take_n(&d->arena, (size_t)d->config.codes, f);
-	d->row = take(d, area(d->grid, 1), sizeof *d->row);
-	d->none = take(d, area(d->grid, 1), sizeof *d->none);
 }
 
 void dvae_layout(struct dvae *d)
@@ -268,25 +266,35 @@ static const float *blocks_forward(struct dvae *d, bool decoder, int n)
 	return x;
 }
 
-void dvae_forward_encoder(struct dvae *d, int n)
+void dvae_forward_patches(struct dvae *d, int n)
 {
 	const struct ops *o = d->ops;
-	const struct dvae_config *c = &d->config;
 	static const float scale[3] = {DVAE_SPAN / 255, DVAE_SPAN / 255, DVAE_SPAN / 255};
 	static const float shift[3] = {DVAE_EPSILON, DVAE_EPSILON, DVAE_EPSILON};
-	int S = (int)c->size, s = (int)c->stem;
-	size_t values = (size_t)n * S * S * 3, rows = (size_t)n * d->grid * d->grid;
+	int S = (int)d->config.size, s = (int)d->config.stem;
 	o->pixels(d->dev, d->pixels, d->rgb, (size_t)n * S * S, scale, shift);
 	if (s > 1)
 		o->space_to_depth(d->dev, d->patches, d->pixels, n, S, S, 3, s);
+}
+
+void dvae_forward_vectors(struct dvae *d, int n)
+{
+	const struct ops *o = d->ops;
+	const struct dvae_config *c = &d->config;
+	dvae_forward_patches(d, n);
 	if (d->type != DT_F32)
-		o->cast(d->dev, d->patches_t, d->patches, values, 1, 0);
+		o->cast(d->dev, d->patches_t, d->patches, (size_t)n * c->size * c->size * 3, 1, 0);
 	void *y = d->type == DT_F32 ? d->enc_first : d->tmp;
 	conv_forward(d, &d->enc_in, y, d->patches_t, n, d->side, 0);
 	if (d->type != DT_F32)
 		o->uncast(d->dev, d->enc_first, d->tmp, (size_t)n * d->side * d->side * c->hidden, 1);
 	const float *x = blocks_forward(d, false, n);
-	o->relu_fwd(d->dev, d->enc_last, x, rows * d->enc_out.in, OP_F32);
+	o->relu_fwd(d->dev, d->enc_last, x, (size_t)n * d->grid * d->grid * d->enc_out.in, OP_F32);
+}
+
+void dvae_forward_encoder(struct dvae *d, int n)
+{
+	dvae_forward_vectors(d, n);
 	conv_forward(d, &d->enc_out, d->logits, d->enc_last, n, d->grid, OP_F32);
 }
 

@@ -71,7 +71,6 @@ struct dvae {
 	void *dt, *dhidden[2]; /* T: largest stream; largest hidden */
 	double *sums;    /* [2] */
 	float *usage;    /* [K], of the usage bonus */
-	int32_t *row, *none; /* [N*G*G] 0, 1, 2, ...; all 0 */
 };
 
 /* The table of parameters, in state-dict order; called before params_build. */
@@ -80,7 +79,9 @@ int dvae_table(struct dvae *d, struct error *e);
 void dvae_layout(struct dvae *d);
 
 /* Forward.  n <= batch; nothing waits. */
-void dvae_forward_encoder(struct dvae *d, int n); /* rgb -> pixels, logits */
+void dvae_forward_patches(struct dvae *d, int n); /* rgb -> pixels, patches */
+void dvae_forward_vectors(struct dvae *d, int n); /* rgb -> those and enc_last */
+void dvae_forward_encoder(struct dvae *d, int n); /* rgb -> those and logits */
 void dvae_forward_decoder(struct dvae *d, int n); /* z -> out */
 /* Backward: dout -> gradients of the decoder's parameters and dz; dlogits -> those of the encoder.  What is between
  * them, ops.gumbel_bwd, is the caller's. */

@@ -17,7 +17,7 @@
 #include "dvae-net.h"
 #include "rng.h"
 
-enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 8 /* for each code */, POWER_STEPS = 12 };
+enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 8 /* for each code */, POWER_STEPS = 12, PIECE = 32 };
 
 struct start {
 	struct dvae *d;
@@ -41,11 +41,10 @@ static int batch_at(const struct start *s, size_t from)
 	return (int)(left < most ? left : most);
 }
 
-static void encode_at(const struct start *s, size_t from, int n)
+static void put_pictures(const struct start *s, size_t from, int n)
 {
 	size_t bytes = 3 * (size_t)(s->d->config.size * s->d->config.size);
 	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
-	dvae_forward_encoder(s->d, n);
 }
 
 static double squared_distance(const float *a, const float *b, size_t n)
@@ -54,6 +53,15 @@ static double squared_distance(const float *a, const float *b, size_t n)
 #pragma omp simd reduction(+ : sum)
 	for (size_t i = 0; i < n; i++)
 		sum += (a[i] - b[i]) * (a[i] - b[i]);
+	return sum;
+}
+
+/* The same, or less than it but at least `enough`: the first components are the largest where they are principal ones. */
+static double distance_up_to(const float *a, const float *b, size_t n, double enough)
+{
+	double sum = 0;
+	for (size_t i = 0; i < n && sum < enough; i += PIECE)
+		sum += squared_distance(a + i, b + i, n - i < PIECE ? n - i : PIECE);
 	return sum;
 }
 
@@ -74,7 +82,8 @@ static int read_vectors(struct start *s, struct error *e)
 	for (size_t from = 0; vector && from < s->pictures; from += (size_t)n) {
 		n = batch_at(s, from);
 		size_t rows = (size_t)n * s->tokens;
-		encode_at(s, from, n);
+		put_pictures(s, from, n);
+		dvae_forward_vectors(s->d, n);
 		s->d->ops->get(s->d->dev, vector, s->d->enc_last, rows * s->F * sizeof *vector);
 		fold(s, from * s->tokens, vector, rows);
 	}
@@ -108,6 +117,27 @@ static const float *spread_row(const struct start *s, size_t i, size_t n)
 	return s->x + i * s->rows / n * s->C;
 }
 
+/* Prototype k is new: the distances of n rows spread over the data.  A row at distance r of the nearest prototype so
+ * far has nothing nearer in one that is 2r away from that. */
+static void draw_near(struct start *s, size_t k, size_t n)
+{
+	const float *p = s->prototype + k * s->C;
+	double *apart = s->square; /* of p and each earlier prototype */
+	for (size_t j = 0; j < k; j++)
+		apart[j] = squared_distance(s->prototype + j * s->C, p, s->C);
+#pragma omp parallel for schedule(static)
+	for (size_t i = 0; i < n; i++) {
+		double least = k ? s->far[i] : DBL_MAX;
+		if (k && apart[s->nearest[i]] >= 4 * least)
+			continue;
+		double far = distance_up_to(spread_row(s, i, n), p, s->C, least);
+		if (far < least) {
+			s->far[i] = far;
+			s->nearest[i] = (int32_t)k;
+		}
+	}
+}
+
 /* First prototypes: of some rows for each, spread over the data, drawn one after the other with probability
  * proportional to the squared distance from those there are (k-means++). */
 static void choose(struct start *s, uint64_t seed)
@@ -116,13 +146,9 @@ static void choose(struct start *s, uint64_t seed)
 	for (size_t i = 0; i < n; i++)
 		s->far[i] = 1;
 	for (size_t k = 0; k < s->K; k++) {
-		float *p = s->prototype + k * s->C;
-		memcpy(p, spread_row(s, pick(s, n, rng_unit(seed, RNG_INIT, 1, k)), n), s->C * sizeof *p);
-#pragma omp parallel for schedule(static)
-		for (size_t i = 0; i < n; i++) {
-			double far = squared_distance(spread_row(s, i, n), p, s->C);
-			s->far[i] = k == 0 || far < s->far[i] ? far : s->far[i];
-		}
+		size_t i = pick(s, n, rng_unit(seed, RNG_INIT, 1, k));
+		memcpy(s->prototype + k * s->C, spread_row(s, i, n), s->C * sizeof *s->prototype);
+		draw_near(s, k, n);
 	}
 }
 
@@ -324,7 +350,8 @@ static void fit_add(struct fit *fit, const struct start *s, size_t from, int n, 
 	struct dvae *d = s->d;
 	const struct ops *o = d->ops;
 	size_t rows = (size_t)n * (size_t)(d->side * d->side), half = fit->T / 2;
-	encode_at(s, from, n);
+	put_pictures(s, from, n);
+	dvae_forward_encoder(d, n);
 	o->argmax(d->dev, d->argmax, d->logits, (size_t)n * s->tokens, (int)s->K);
 	o->onehot(d->dev, d->z, d->argmax, (size_t)n * s->tokens, (int)s->K);
 	dvae_forward_decoder(d, n);
@@ -544,7 +571,8 @@ static int block_statistics(const struct start *s, size_t n, double *mean, doubl
 	for (size_t from = 0; !status && from < s->pictures; from += (size_t)count) {
 		count = batch_at(s, from);
 		size_t places = (size_t)count * (size_t)(d->side * d->side);
-		encode_at(s, from, count);
+		put_pictures(s, from, count);
+		dvae_forward_patches(d, count);
 		o->linear_bwd(d->dev, NULL, gram, gram + n * n, d->patches, d->patches, NULL, places, (int)n, (int)n, OP_F32);
 		rows += (double)places;
 	}

@@ -72,6 +72,56 @@ static void check_gumbel(size_t rows, int V, double tau)
 	free(want), free(want_kl);
 }
 
+/* ---- usage of the codes ---- */
+
+struct used {
+	size_t rows;
+	int V;
+	double *sum; /* [V] or NULL: += */
+	const double *c; /* for the scalar: sum c sum */
+};
+
+static void naive_used(double *scalar, const double *x, const void *with)
+{
+	const struct used *s = with;
+	*scalar = 0;
+	for (size_t r = 0; r < s->rows; r++) {
+		double all = 0;
+		for (int k = 0; k < s->V; k++)
+			all += exp(x[r * s->V + k]);
+		for (int k = 0; k < s->V; k++) {
+			double q = exp(x[r * s->V + k]) / all;
+			*scalar += s->c[k] * q;
+			if (s->sum)
+				s->sum[k] += q;
+		}
+	}
+}
+
+/* Both add to what is there. */
+static void check_usage(size_t rows, int V)
+{
+	size_t n = rows * V;
+	struct tensor x = tensor_random(DT_F32, n, -3, 3), sum = tensor_random(DT_F32, V, 0, 1), c = tensor_random(DT_F32, V, -1, 1);
+	struct tensor dx = tensor_random(DT_F32, n, -1, 1);
+	double *want = must(calloc(n, sizeof *want)), *want_sum = must(calloc(V, sizeof *want_sum)), one = 1;
+	memcpy(want_sum, sum.v, V * sizeof *want_sum);
+	struct used s = {rows, V, want_sum, c.v};
+	naive_used(&one, x.v, &s);
+	s.sum = NULL;
+	one = 1;
+	differences(want, naive_used, x.v, n, &one, 1, &s);
+	for (size_t i = 0; i < n; i++)
+		want[i] += dx.v[i];
+	ops->usage_fwd(dev, sum.p, x.p, rows, V);
+	near(&sum, want_sum, 2e-6, "usage_fwd");
+	ops->usage_bwd(dev, dx.p, c.p, x.p, rows, V);
+	near(&dx, want, 2e-6, "usage_bwd");
+	ops->usage_bwd(dev, NULL, c.p, x.p, rows, V);
+	tensor_free(&x), tensor_free(&sum), tensor_free(&c), tensor_free(&dx);
+	free(want), free(want_sum);
+}
+
 /* Rows of one step in parts give the bits of the whole; tau = 0 gives the one-hot of the largest. */
 static void check_gumbel_parts(void)
 {
@@ -450,6 +500,8 @@ static void run_bits(double *z, double *g, double *kl, const double *logits, siz
 	tensor_put(&x);
 	ops->gumbel_fwd(dev, out.p, k.p, x.p, rows, V, 0.3f, 1, 2, 3);
 	ops->gumbel_bwd(dev, dx.p, x.p, out.p, x.p, rows, V, 0.3f, 0.1f);
+	ops->usage_fwd(dev, out.p, x.p, rows, V); /* added to the first row */
+	ops->usage_bwd(dev, dx.p, out.p, x.p, rows, V);
 	tensor_get(&out, "bits"), tensor_get(&dx, "bits"), tensor_get(&k, "bits");
 	memcpy(z, out.v, x.n * sizeof *z);
 	memcpy(g, dx.v, x.n * sizeof *g);
@@ -460,7 +512,7 @@ static void run_bits(double *z, double *g, double *kl, const double *logits, siz
 
 static void check_bits(void)
 {
-	enum { ROWS = 33, V = 257, N = ROWS * V };
+	enum { ROWS = 133, V = 257, N = ROWS * V };
 	double *x = must(calloc(N, sizeof *x)), *z[2], *g[2], kl[2][ROWS];
 	for (int i = 0; i < N; i++)
 		x[i] = (float)uniform(-2, 2);
@@ -469,7 +521,7 @@ static void check_bits(void)
 		run_bits(z[i], g[i], kl[i], x, ROWS, V, i + 1);
 	}
 	CHECK(!memcmp(z[0], z[1], N * sizeof *x) && !memcmp(g[0], g[1], N * sizeof *x) && !memcmp(kl[0], kl[1], sizeof kl[0]),
-	      "gumbel: same bits with 1 and 2 threads");
+	      "gumbel, usage: same bits with 1 and 2 threads");
 	for (int i = 0; i < 2; i++)
 		free(z[i]), free(g[i]);
 	free(x);
@@ -481,6 +533,9 @@ int main(void)
 	for (int V = 1; V < 256; V = V * 16 + 1)
 		for (double tau = 1; tau > 0.05; tau /= 4)
 			check_gumbel(5, V, tau);
+	for (int V = 1; V < 256; V = V * 16 + 1)
+		check_usage(5, V);
+	check_usage(131, 9); /* several partial sums */
 	check_gumbel_parts();
 	check_kl_ends();
 	check_gumbel_wins();
