@@ -88,7 +88,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
 tests: all $(TESTS:%=$(BUILD)/tests/%) ## build the test programs
 check: ## run every test; ends with "N passed, N failed"
 	sh tests/check.sh
-bench: all $(BUILD)/tests/bench $(BUILD)/tests/bench-dalle ## measure rates beside ceilings
+bench: all $(BUILD)/tests/bench $(BUILD)/tests/bench-dalle $(BUILD)/tests/bench-dvae ## measure rates beside ceilings
 	sh tests/bench.sh
 asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 	$(MAKE) BUILD=build-asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-omit-frame-pointer" tests

@@ -14,6 +14,11 @@ for p in f32 bf16; do
 	"$BUILD/tests/bench-dalle" -p $p
 done
 
+printf '\ndiscrete VAE, whole updates\n'
+for p in f32 bf16; do
+	"$BUILD/tests/bench-dvae" -p $p
+done
+
 # Steps of the tools: step NAME TOOL... runs bench_NAME (below) when every TOOL is built.  It finds the
 # tools on PATH and may write under $work.
 PATH=$bin:$PATH
