@@ -76,7 +76,7 @@ for split in train combo cross novel; do
 done
 stage "vocabulary" words.bpe \
 	'cut -f2 emoji/train.tsv | bpe-train -q -k 2048 -o words.bpe'
-fit dvae 420 8000 dvae-train -x small train.pix
+fit dvae 420 8000 dvae-train -x small --calibrate 0 train.pix
 stage "dVAE, $(cat dvae.steps) updates" dvae.done \
 	"dvae-train -x small -n $(cat dvae.steps) --eval combo.pix --log dvae.jsonl --preview dvae.png -o dvae.safetensors train.pix
 	: > dvae.done"
