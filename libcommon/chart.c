@@ -64,9 +64,9 @@ static double on_scale(const struct axis *a, double v)
 	return a->logarithmic ? log10(v) : v;
 }
 
-static bool drawable(const struct plot *p, double y)
+static bool drawable(const struct axis *a, double v)
 {
-	return !p->y.logarithmic || y > 0;
+	return !a->logarithmic || v > 0;
 }
 
 static void find_ranges(struct plot *p)
@@ -76,17 +76,17 @@ static void find_ranges(struct plot *p)
 	for (size_t i = 0; i < p->chart->n; i++) {
 		const struct chart_series *s = &p->chart->series[i];
 		for (size_t k = 0; k < s->n; k++) {
-			if (!drawable(p, s->y[k]))
+			if (!drawable(&p->x, s->x[k]) || !drawable(&p->y, s->y[k]))
 				continue;
-			p->x.low = fmin(p->x.low, s->x[k]);
-			p->x.high = fmax(p->x.high, s->x[k]);
+			p->x.low = fmin(p->x.low, on_scale(&p->x, s->x[k]));
+			p->x.high = fmax(p->x.high, on_scale(&p->x, s->x[k]));
 			p->y.low = fmin(p->y.low, on_scale(&p->y, s->y[k]));
 			p->y.high = fmax(p->y.high, on_scale(&p->y, s->y[k]));
 		}
 	}
-	if (isfinite(p->chart->y_min) && drawable(p, p->chart->y_min))
+	if (isfinite(p->chart->y_min) && drawable(&p->y, p->chart->y_min))
 		p->y.low = on_scale(&p->y, p->chart->y_min);
-	if (isfinite(p->chart->y_max) && drawable(p, p->chart->y_max))
+	if (isfinite(p->chart->y_max) && drawable(&p->y, p->chart->y_max))
 		p->y.high = on_scale(&p->y, p->chart->y_max);
 }
 
@@ -146,6 +146,14 @@ static void log_ticks(struct axis *a, int wanted)
 	}
 }
 
+static void set_ticks(struct axis *a, int wanted)
+{
+	if (a->logarithmic)
+		log_ticks(a, wanted);
+	else
+		linear_ticks(a, wanted);
+}
+
 static void tick_text(const struct axis *a, int i, char *out, size_t n)
 {
 	double v = a->logarithmic ? pow(10, a->ticks[i]) : a->ticks[i];
@@ -160,9 +168,9 @@ static void tick_text(const struct axis *a, int i, char *out, size_t n)
 		snprintf(out, n, "%.5g", v);
 }
 
-static double place_x(const struct plot *p, double x)
+static double place_x(const struct plot *p, double scaled)
 {
-	return p->left + (x - p->x.low) / (p->x.high - p->x.low) * (p->right - p->left);
+	return p->left + (scaled - p->x.low) / (p->x.high - p->x.low) * (p->right - p->left);
 }
 
 static double place_y(const struct plot *p, double scaled)
@@ -220,11 +228,11 @@ static void draw_series(struct plot *p, const struct chart_series *s, const uint
 	double half = (s->faint ? 0.5 : 0.8) * p->text, px = 0, py = 0;
 	bool connected = false;
 	for (size_t i = 0; i < s->n; i++) {
-		if (!drawable(p, s->y[i])) {
+		if (!drawable(&p->x, s->x[i]) || !drawable(&p->y, s->y[i])) {
 			connected = false;
 			continue;
 		}
-		double x = place_x(p, s->x[i]), y = place_y(p, on_scale(&p->y, s->y[i]));
+		double x = place_x(p, on_scale(&p->x, s->x[i])), y = place_y(p, on_scale(&p->y, s->y[i]));
 		if (connected)
 			cover_segment(p, px, py, x, y, half);
 		else
@@ -266,7 +274,36 @@ static void draw_titles(struct plot *p)
 	font_draw(p->out, 5 * p->text, (int64_t)p->top - 14 * p->text, yl, strlen(yl), p->text, ink);
 }
 
-/* In the corner over the data, upper right; on a pale ground so that lines under it do not disturb. */
+/* Pixels of a rectangle that are neither ground nor grid. */
+static size_t drawn_in(const struct pixels *out, double left, double top, double width, double height)
+{
+	size_t n = 0;
+	for (size_t y = (size_t)top; y < (size_t)(top + height) && y < out->height; y++) {
+		for (size_t x = (size_t)left; x < (size_t)(left + width) && x < out->width; x++) {
+			const uint8_t *rgb = out->rgb + 3 * (y * out->width + x);
+			n += memcmp(rgb, white, 3) != 0 && memcmp(rgb, pale, 3) != 0;
+		}
+	}
+	return n;
+}
+
+/* The corner of the area for data where a legend of this size hides least; the upper right one when others are no better. */
+static void find_corner(const struct plot *p, double width, double height, double *left, double *top)
+{
+	double gap = 4.0 * p->text, xs[] = {p->right - width - gap, p->left + gap}, ys[] = {p->top + gap, p->bottom - height - gap};
+	size_t least = SIZE_MAX;
+	for (int i = 0; i < 4; i++) {
+		double x = fmax(xs[i / 2], 0), y = fmax(ys[i % 2], 0);
+		size_t n = drawn_in(p->out, x, y, width, height);
+		if (n < least) {
+			least = n;
+			*left = x;
+			*top = y;
+		}
+	}
+}
+
+/* On a pale ground so that lines under it do not disturb. */
 static void draw_legend(struct plot *p)
 {
 	uint32_t widest = 0, rows = 0, step = 14 * p->text;
@@ -278,8 +315,9 @@ static void draw_legend(struct plot *p)
 	}
 	if (!rows)
 		return;
-	double width = widest + 34.0 * p->text, height = rows * step + 6.0 * p->text;
-	double left = p->right - width - 4 * p->text, top = p->top + 4 * p->text, y = top + 4 * p->text;
+	double width = widest + 34.0 * p->text, height = rows * step + 6.0 * p->text, left = 0, top = 0;
+	find_corner(p, width, height, &left, &top);
+	double y = top + 4 * p->text;
 	fill(p->out, left - 1, top - 1, left + width + 1, top + height + 1, pale);
 	fill(p->out, left, top, left + width, top + height, white);
 	for (size_t i = 0, shown = 0; i < p->chart->n; i++) {
@@ -311,6 +349,7 @@ static void set_margins(struct plot *p)
 
 static int prepare(struct plot *p, struct error *e)
 {
+	p->x.logarithmic = p->chart->log_x;
 	p->y.logarithmic = p->chart->log_y;
 	p->text = p->out->width >= 900 ? 2 : 1;
 	find_ranges(p);
@@ -318,11 +357,8 @@ static int prepare(struct plot *p, struct error *e)
 		return fail(e, STATUS_BAD, "no points to draw");
 	widen(&p->x, 0, true, true);
 	widen(&p->y, 0.04, isfinite(p->chart->y_min), isfinite(p->chart->y_max));
-	if (p->y.logarithmic)
-		log_ticks(&p->y, 8);
-	else
-		linear_ticks(&p->y, 7);
-	linear_ticks(&p->x, (int)p->out->width / (60 * (int)p->text) + 1);
+	set_ticks(&p->y, p->y.logarithmic ? 8 : 7);
+	set_ticks(&p->x, (int)p->out->width / (60 * (int)p->text) + 1);
 	set_margins(p);
 	return 0;
 }

@@ -14,7 +14,7 @@ struct chart_series {
 struct chart {
 	uint32_t width, height;
 	const char *title, *x_label, *y_label; /* "" or NULL: none */
-	bool log_y;                            /* values of 0 and below are left out */
+	bool log_x, log_y;                     /* logarithmic: points at 0 and below are left out */
 	double y_min, y_max;                   /* NAN: by the data */
 	struct chart_series *series;
 	size_t n;

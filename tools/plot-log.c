@@ -13,7 +13,7 @@ enum { MAX_KEYS = 16, MAX_LINE = 1 << 20 };
 static const char *x_key = "step", *y_keys = "loss", *output, *title = "";
 static int64_t width = 960, height = 540, smooth = 1;
 static double y_min = NAN, y_max = NAN;
-static bool log_y;
+static bool log_x, log_y;
 
 /* The y keys, cut at the commas. */
 struct keys {
@@ -153,7 +153,7 @@ static int plot(char *const *files, int n, struct error *e)
 	char *const standard[] = {dash};
 	struct keys keys = {.n = 0};
 	struct chart c = {.width = (uint32_t)width, .height = (uint32_t)height, .title = title, .x_label = x_key,
-			  .log_y = log_y, .y_min = y_min, .y_max = y_max};
+			  .log_x = log_x, .log_y = log_y, .y_min = y_min, .y_max = y_max};
 	files = n ? files : standard;
 	n = n ? n : 1;
 	int r = parse_keys(&keys, e);
@@ -179,6 +179,7 @@ static int plot(char *const *files, int n, struct error *e)
 static const struct opt options[] = {
 	OPT_STRING('x', "x", &x_key, "KEY", "the horizontal axis"),
 	OPT_STRING('y', "y", &y_keys, "KEY,...", "what to draw"),
+	OPT_FLAG(0, "log-x", &log_x, "logarithmic horizontal axis"),
 	OPT_FLAG('l', "log-y", &log_y, "logarithmic vertical axis"),
 	OPT_REAL(0, "y-min", &y_min, -1e300, 1e300, "Y", "lower end of the vertical axis instead of the data's"),
 	OPT_REAL(0, "y-max", &y_max, -1e300, 1e300, "Y", "upper end of the vertical axis instead of the data's"),

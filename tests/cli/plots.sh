@@ -35,6 +35,16 @@ png_size() { od -An -tu1 -j16 -N8 "$1" | awk '{ print $3 * 256 + $4 "x" $7 * 256
 plot-log --width 300 --height 200 log.jsonl -o log.png && [ "$(png_size log.png)" = 300x200 ] || bad "a chart"
 img-pack -s 0 log.png | img-unpack --ppm | od -An -v -tu1 -w3 -j15 | grep -q ' 31 105 180' || bad "no line in the chart"
 plot-log -l -s 3 -t title -y loss,lr --y-min 0.1 --y-max 100 log.jsonl log.jsonl | head -c 8 | od -An -tx1 | grep -q '89 50 4e 47' || bad "more options"
+# Where the line is: its pixels, counted along the rows.
+line_pixels() { img-pack -s 0 "$1" | img-unpack --ppm | od -An -v -tu1 -w3 -j15 | awk '$1 == 31 && $2 == 105 && $3 == 180 { print NR }'; }
+chart() { plot-log --width 300 --height 200 "$@" -o chart.png && line_pixels chart.png; }
+printf '{"step": %d, "loss": %d}\n' 1 1 2 2 3 3 >linear.jsonl
+printf '{"step": %d, "loss": %d}\n' -5 2 0 2 10 1 100 2 1000 3 >logarithmic.jsonl
+chart linear.jsonl >linear && chart --log-x logarithmic.jsonl | cmp -s linear - && [ -s linear ] || bad "--log-x: not a straight line"
+printf '{"step": %d, "loss": %d}\n' 1 3 2 2 3 1 >falling.jsonl
+chart falling.jsonl >falling
+rising=$(wc -l <linear) falling=$(wc -l <falling)
+[ $((20 * (rising > falling ? rising - falling : falling - rising))) -lt "$rising" ] || bad "the legend hides a line: $rising pixels, $falling"
 printf '{"step": 10, "lo' >>log.jsonl
 plot-log log.jsonl -o log.png || bad "a cut last line belongs to a run that is still writing"
 printf '\n{"step": 11, "loss": 1}\n' >>log.jsonl
