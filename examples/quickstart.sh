@@ -8,11 +8,7 @@
 # The numbers of updates follow from the speed of the machine; they stay in DIR/*.steps, to be changed by hand.
 set -eu
 cd "$(dirname "$0")/.."
-OUT=${OUT:-out}
-export LC_ALL=C
-began=$(date +%s)
-
-say() { printf '%s\n' "$*" >&2; }
+. examples/common.sh
 
 # ---- packages, build ----
 
@@ -29,8 +25,7 @@ if [ -n "$missing" ]; then
 	$root apt-get update -qq
 	$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
-make -j"$(nproc)" >/dev/null
-PATH=$PWD/build/bin:$PWD/build/examples:$PATH
+build
 mkdir -p "$OUT"
 cd "$OUT"
 
@@ -51,19 +46,6 @@ fit() {
 			END { print (n < 100 ? 100 : n > most ? most : n) }' > "$name.steps"
 	rm -f fit.jsonl fit.safetensors
 	say "$name: $(cat "$name.steps") updates in about $seconds s on this machine, $most on a fast one"
-}
-
-# stage NAME FILE 'PIPELINE': run it unless FILE is there; FILE appears only when it is whole.
-stage() {
-	if [ -e "$2" ]; then
-		say "done before: $1"
-		return
-	fi
-	say "\$ $3"
-	start=$(date +%s)
-	sh -euc "$3"
-	[ -e "$2" ] || { say "quickstart: '$1' did not make $2"; exit 1; }
-	say "[$(($(date +%s) - start)) s] $1"
 }
 
 # ---- the pipeline ----
@@ -113,9 +95,6 @@ stage "loss curves" clip-curves.png \
 	'plot-log -t "dVAE: loss per value" -y loss,eval_loss --smooth 20 dvae.jsonl -o dvae-curves.png
 	plot-log -t "transformer: nats per token" -y loss,eval_loss,eval_image,eval_text --smooth 20 dalle.jsonl -o dalle-curves.png
 	plot-log -t "CLIP: loss" --smooth 20 clip.jsonl -o clip-curves.png'
-
-# field NAME: its value in the JSON of standard input
-field() { sed -n "s/.*\"$1\": *\([-0-9.e]*\).*/\1/p" | head -n 1; }
 
 measure_tokens() {
 	printf '%-6s %8s %11s %11s %11s %11s %11s %11s\n' split PSNR 'codes used' perplexity 'text nats' shuffled \
