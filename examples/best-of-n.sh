@@ -6,14 +6,14 @@
 #	sh examples/best-of-n.sh
 #
 # OUT=DIR        where quickstart.sh left its results (out); these land in DIR/best-of-n
-# CAPTIONS=N     held-out captions, spread over all (64)
+# CAPTIONS=N     held-out captions, spread over all (96)
 # SAMPLES=N      samples of each, a power of two (512)
 # TEMPERATURE=X  of sampling (1, as in the paper)
 # CLIP_STEPS=N   updates of each CLIP (600)
 set -eu
 cd "$(dirname "$0")/.."
 . examples/common.sh
-CAPTIONS=${CAPTIONS:-64} SAMPLES=${SAMPLES:-512} TEMPERATURE=${TEMPERATURE:-1} CLIP_STEPS=${CLIP_STEPS:-600}
+CAPTIONS=${CAPTIONS:-96} SAMPLES=${SAMPLES:-512} TEMPERATURE=${TEMPERATURE:-1} CLIP_STEPS=${CLIP_STEPS:-600}
 [ $((SAMPLES & (SAMPLES - 1))) = 0 ] || { say "best-of-n.sh: SAMPLES is $SAMPLES, expected a power of two"; exit 2; }
 build
 after_quickstart best-of-n words.bpe dvae.safetensors dalle.safetensors train.pix combo.pix cross.pix novel.pix combo.tok \
