@@ -41,7 +41,7 @@ stage "$(wc -l < commands) trainings, $RUNS at a time" trained \
 	: > trained"
 stage "curves" training.png \
 	"plot-log -t 'held-out pairs: nats per image token' -l -y eval_image $logs -o held-out.png
-	plot-log -t 'training: nats per image token, means over 40 updates' -l -y image --smooth 40 $logs -o training.png"
+	plot-log -t 'training: nats per image token, means over 10 updates' -l -y image $logs -o training.png"
 
 # The last evaluation of each, and how far it is from the seeds' mean, in their standard deviations.
 report() {
