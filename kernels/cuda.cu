@@ -289,8 +289,15 @@ static int plugin_replay(struct dev *d, int id)
 /* Relaxed: scratch memory may still grow while a step is recorded for the first time. */
 static void plugin_record_begin(struct dev *d, int id)
 {
-	if (d->recording >= 0 || d->graphs == CUDA_GRAPHS || find_graph(d, id) >= 0 || d->eager)
+	int old = find_graph(d, id);
+	if (d->recording >= 0 || d->eager)
 		return; /* the work just runs */
+	if (old >= 0) {
+		cuda_ok(d, cudaGraphExecDestroy(d->graph[old].exec));
+		d->graph[old] = d->graph[--d->graphs];
+	}
+	if (d->graphs == CUDA_GRAPHS)
+		return;
 	if (cuda_ok(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed)))
 		d->recording = id;
 }
@@ -324,7 +331,7 @@ static const char *const op_names[] = {OPS_ENTRIES(NAME_ENTRY)};
 /* No T among their operands, or one that they are told: compiled once. */
 #define ENTRIES_ONCE(X) ENTRIES_LATENT(X) ENTRIES_OPTIM(X)
 
-static struct ops typed[3]; /* computing entries by enum dtype */
+static struct ops typed[DT_F16 + 1]; /* computing entries by enum dtype */
 static struct ops table;
 
 /* Every computing entry goes through here to the one for the device's type. */

@@ -327,13 +327,13 @@ uint16_t emu_to_f16(float x)
 	float a = fabsf(x);
 	if (x != x)
 		return 0x7fff;
-	if (a >= 65520)
-		return (uint16_t)(sign | 0x7c00);
-	int e = 0;
+	if (a >= 65520 || a == 0)
+		return (uint16_t)(sign | (a == 0 ? 0 : 0x7c00));
+	int e;
 	frexpf(a, &e); /* a = m 2^e, m in [1/2, 1) */
 	e = e < -13 ? -13 : e;
 	/* In units of the last place an integer: rounding to nearest even. */
-	uint32_t n = a == 0 ? 0 : (uint32_t)nearbyintf(ldexpf(a, 11 - e));
+	uint32_t n = (uint32_t)nearbyintf(ldexpf(a, 11 - e));
 	return (uint16_t)(sign | (n + ((uint32_t)(e + 13) << 10)));
 }
 

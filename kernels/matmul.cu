@@ -235,7 +235,7 @@ static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const 
 	weight_gradient(d, dw, dw_t, &p, in, 1);
 }
 
-void linear_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
+void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
                 int in, int out, int flags)
 {
 	if (!T_IS_F32 && flags & OP_F32) {

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cpu.h" /* OPS_ENTRIES */
+#include "entries.h"
 
 #define PLUGIN "dalle-cuda.so"
 #define PLUGIN_SYMBOL "dalle_cuda_ops"

@@ -89,7 +89,7 @@ static void adamw_m(struct dev *d, const struct adamw_tensor *x, size_t n, const
 		adamw_v<W, m1_6_9, C>(d, x, n, a);
 }
 
-/* C is the device's 16-bit type, that of copies, of 16-bit weights and of 16-bit gradients. */
+/* C is the device's type, that of copies and of what is not f32. */
 template <class C> static void adamw_w(struct dev *d, const struct adamw_tensor *x, size_t n, const struct adamw_numbers *a)
 {
 	if (x->w_type == DT_F32)
@@ -103,10 +103,12 @@ void adamw(struct dev *d, const struct adamw_tensor *x, size_t n, const struct a
 	double correct1 = 1.0 - pow((double)a->beta1, (double)a->step), correct2 = 1.0 - pow((double)a->beta2, (double)a->step);
 	struct adamw_numbers k = {1.0f - a->lr * a->decay, (float)(a->lr * sqrt(correct2) / correct1), a->beta1, a->beta2,
 		a->v_max > 0 ? a->v_max : INFINITY, a->g_scale, a->eps, a->seed, a->first, (uint32_t)a->step};
-	if (d->type == DT_F16)
-		adamw_w<f16>(d, x, n, &k);
+	if (d->type == DT_F32)
+		adamw_w<float>(d, x, n, &k);
+	else if (d->type == DT_BF16)
+		adamw_w<bf16>(d, x, n, &k);
 	else
-		adamw_w<bf16>(d, x, n, &k); /* in f32 nothing is of this type */
+		adamw_w<f16>(d, x, n, &k);
 }
 
 template <class W> struct average_op {
