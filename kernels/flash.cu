@@ -10,7 +10,7 @@
 namespace FOR_TYPE {
 
 enum { TILE = 64, WARPS = 4, THREADS = WARPS * WARP, PAD = 8, CHUNK = 8 };
-static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+static const float LOG2E = 1.4426950408889634f;
 
 DEVICE float fast_exp2(float x)
 {

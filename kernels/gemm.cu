@@ -53,18 +53,18 @@ DEVICE const T *element(const struct operand &o, const struct line &l, int j, in
 /* CHUNK elements from j on into out; VECTOR: they are together and aligned. */
 template <bool VECTOR> DEVICE void gather(T *out, const struct operand &o, const struct line &l, int j, int count)
 {
-	if (VECTOR) {
+	if constexpr (VECTOR) {
 		const T *p = element(o, l, j, count);
 		if (p)
 			*(pack<T, CHUNK> *)out = *(const pack<T, CHUNK> *)p;
 		else
 			memset(out, 0, 16);
-		return;
-	}
+	} else {
 #pragma unroll
-	for (int e = 0; e < CHUNK; e++) {
-		const T *p = element(o, l, j + e, count);
-		out[e] = p ? *p : make<T>(0);
+		for (int e = 0; e < CHUNK; e++) {
+			const T *p = element(o, l, j + e, count);
+			out[e] = p ? *p : make<T>(0);
+		}
 	}
 }
 

@@ -41,11 +41,6 @@ DEVICE void from_f(v0_6_10 &y, float x)
 
 /* ---- at random: up with the probability of how far x is on the way up; the bits are those of convert.h ---- */
 
-DEVICE void round_randomly(float &y, float x, uint32_t)
-{
-	y = x;
-}
-
 DEVICE void round_randomly(bf16 &y, float x, uint32_t bits)
 {
 	if (finite(x))

@@ -16,6 +16,25 @@ struct adamw_numbers {
 	uint32_t step;
 };
 
+/* f32 weights, and their copy; or weights of 16 bits, rounded at random. */
+template <int N, class C> DEVICE void keep_weights(float *w, C *wt, const float *x, size_t, const struct adamw_numbers &)
+{
+	store<N>(w, x);
+	if (wt)
+		store<N>(wt, x);
+}
+
+template <int N, class W, class C>
+DEVICE void keep_weights(W *w, C *, const float *x, size_t i, const struct adamw_numbers &a)
+{
+	for (int k = 0; k < N; k++) {
+		uint64_t e = a.first + i + k;
+		uint32_t bits[4];
+		philox(bits, a.seed, (uint32_t)e, (uint32_t)(e >> 32), a.step, RNG_ROUND);
+		round_randomly(w[k], x[k], bits[0]);
+	}
+}
+
 template <class W, class M, class V, class G, class C> struct adamw_op {
 	W *w;
 	C *wt;
@@ -39,18 +58,7 @@ template <class W, class M, class V, class G, class C> struct adamw_op {
 		}
 		store<N>(m + i, m_);
 		store<N>(v + i, v_);
-		if (sizeof(W) == 4) {
-			store<N>(w + i, w_);
-			if (wt)
-				store<N>(wt + i, w_);
-			return;
-		}
-		for (int k = 0; k < N; k++) {
-			uint64_t e = a.first + i + k;
-			uint32_t bits[4];
-			philox(bits, a.seed, (uint32_t)e, (uint32_t)(e >> 32), a.step, RNG_ROUND);
-			round_randomly(w[i + k], w_[k], bits[0]);
-		}
+		keep_weights<N>(w + i, wt ? wt + i : NULL, w_, i, a);
 	}
 };
 

@@ -1,0 +1,79 @@
+# cuda-pipeline.sh - read (".") by tests/cli/cuda.sh and tests/check-cuda.sh in a scratch folder: from pixels to ranked
+# samples with -d cuda, beside the CPU.  Expects the tools on PATH and bad(), which notes a failure.
+
+# Four by four colours, a picture each, and its caption.
+i=0
+for top in 250 130 60 10; do
+	for bottom in 250 130 60 10; do
+		awk -v a=$top -v b=$bottom 'BEGIN {
+			print "P3 16 16 255"
+			for (k = 0; k < 256; k++)
+				print (k < 128 ? a " " 255 - a " 90" : b " 40 " 255 - b)
+		}' > "$i.ppm"
+		printf '%s.ppm\tshade %s over shade %s\n' $i $top $bottom
+		i=$((i + 1))
+	done
+done > pairs.tsv
+cut -f2 pairs.tsv | bpe-train -q -k 270 -o words.bpe || bad bpe-train
+img-pack -q -s 16 pairs.tsv | bpe-encode -q -m words.bpe -o all.pix || bad img-pack
+
+tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
+last_loss() { tail -n 1 "$1" | sed 's/.*"loss": *\([0-9.e+-]*\).*/\1/'; }
+# near A B TOLERANCE WHAT
+near() {
+	awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && (d < 0 ? -d : d) <= t * (a < 0 ? -a : a)) }' ||
+		bad "$4: $1 and $2"
+}
+
+# The three trainers in f32: a few updates give the CPU's losses; cut in two, the same bytes as in one go.
+trainer() { # NAME INPUT TOOL OPTION...
+	name=$1 input=$2
+	shift 2
+	"$@" -q -x tiny -p f32 -d cpu -n 6 --log $name-cpu.jsonl -o $name-cpu.st "$input" || bad "$name on the CPU"
+	"$@" -q -x tiny -p f32 -d cuda -n 6 --log $name.jsonl -o $name.st "$input" || bad "$name on CUDA"
+	near "$(last_loss $name-cpu.jsonl)" "$(last_loss $name.jsonl)" 1e-3 "$name: losses of CPU and CUDA"
+	"$@" -q -x tiny -p f32 -d cuda -n 6 -o $name-cut.st --save-every 2 "$input" > /dev/null 2>&1 &
+	pid=$!
+	while [ ! -e $name-cut.st ] && kill -0 $pid 2> /dev/null; do sleep 0.05; done
+	kill -9 $pid 2> /dev/null
+	wait $pid 2> /dev/null
+	"$@" -q -x tiny -p f32 -d cuda -n 6 -o $name-cut.st --save-every 2 "$input" || bad "$name resumed"
+	[ "$(tensors $name.st)" = "$(tensors $name-cut.st)" ] || bad "$name: resumed, other weights"
+}
+trainer dvae all.pix dvae-train
+dvae-encode -q -d cuda -p f32 -m dvae.st -o train.tok all.pix || bad dvae-encode
+trainer dalle train.tok dalle-train
+trainer clip all.pix clip-train -b 16
+
+# Samples: greedy ones are the CPU's, drawn ones do not depend on the batch.
+printf 'shade 250 over shade 10\nshade 60 over shade 60\n' | bpe-encode -q -m words.bpe -o ask.tok
+sample() { dalle-sample -q -m dalle-cpu.st -p f32 "$@" ask.tok | tok-dump --fields image; }
+sample -d cpu -t 0 -n 1 > greedy.cpu
+sample -d cuda -t 0 -n 1 > greedy.cuda
+[ -s greedy.cpu ] && cmp -s greedy.cpu greedy.cuda || bad "greedy samples differ from the CPU's"
+sample -d cuda -n 3 -b 1 > drawn.1
+sample -d cuda -n 3 -b 6 > drawn.6
+[ -s drawn.1 ] && cmp -s drawn.1 drawn.6 || bad "samples depend on the batch"
+
+# Ranked, on both.
+for device in cpu cuda; do
+	dalle-sample -q -d $device -p f32 -m dalle-cpu.st -n 3 -t 0.5 ask.tok | dvae-decode -q -d $device -p f32 -m dvae-cpu.st |
+		clip-rank -q -d $device -p f32 -m clip-cpu.st -k 2 > ranked.$device || bad "ranking on $device"
+	tok-dump --fields score ranked.$device | tr -dc '0-9.\n-' > scores.$device
+done
+[ "$(wc -l < scores.cuda)" -eq 4 ] || bad "not two samples of each caption"
+paste scores.cpu scores.cuda | while read -r a b; do near "$a" "$b" 1e-2 "scores"; done
+dalle-score -q -d cpu -p f32 -m dalle-cpu.st train.tok | tok-dump --fields nll_image | tr -dc '0-9.\n' > nll.cpu
+dalle-score -q -d cuda -p f32 -m dalle-cpu.st train.tok | tok-dump --fields nll_image | tr -dc '0-9.\n' > nll.cuda
+paste nll.cpu nll.cuda | while read -r a b; do near "$a" "$b" 1e-4 "likelihoods"; done
+
+# The 16-bit types train, too.
+for p in bf16 f16; do
+	dvae-train -q -x tiny -p $p -d cuda -n 2 -o dvae-$p.st all.pix || bad "dvae-train in $p"
+	dalle-train -q -x tiny -p $p -d cuda -n 3 --log $p.jsonl -o dalle-$p.st train.tok || bad "dalle-train in $p"
+	dalle-train -q -x tiny -p f32 -d cuda -n 3 --log $p-f32.jsonl -o dalle-$p-f32.st train.tok || bad "dalle-train in f32"
+	near "$(last_loss $p.jsonl)" "$(last_loss $p-f32.jsonl)" 3e-2 "dalle-train: losses in $p and f32"
+	clip-train -q -x tiny -p $p -d cuda -b 16 -n 2 -o clip-$p.st all.pix || bad "clip-train in $p"
+	dalle-sample -q -d cuda -p $p -m dalle-$p.st -n 2 ask.tok | dvae-decode -q -d cuda -p $p -m dvae-$p.st |
+		clip-rank -q -d cuda -p $p -m clip-$p.st -k 1 | tok-dump --fields score | grep -qv nan || bad "pipeline in $p"
+done
