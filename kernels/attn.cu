@@ -325,10 +325,80 @@ DEVICE const T *kept_key(const struct mask &m, const struct kept &k, int pos, in
 	return k.image + p % k.window * k.stride;
 }
 
+/* How the lanes of a warp share keys: `groups` keys at a time, `lanes` to each, N elements of 16 bytes (or 1 where rows
+ * are not made of those) a lane and turn. */
+struct sharing {
+	int lanes, groups, group, lane;
+};
+
+template <int N> DEVICE struct sharing sharing_of(int D)
+{
+	int lanes = 1;
+	while (lanes < WARP && lanes * N < D)
+		lanes *= 2;
+	return sharing{lanes, WARP / lanes, lane_id() / lanes, lane_id() % lanes};
+}
+
+/* score[e] = query . key e for all keys of the block; -infinity where the mask leaves one out. */
+template <int N>
+DEVICE void step_scores(float *score, const float *query, const struct mask &m, const struct kept &k, int at, int n, int D)
+{
+	struct sharing by = sharing_of<N>(D);
+	for (int e0 = (int)threadIdx.x / WARP * by.groups; e0 < n; e0 += WARPS * by.groups) {
+		int e = e0 + by.group;
+		const T *x = e < n ? kept_key(m, k, at, e) : NULL;
+		float s = 0, v[N];
+		for (int c = by.lane * N; x && c < D; c += by.lanes * N) {
+			load<N>(v, x + c);
+#pragma unroll
+			for (int i = 0; i < N; i++)
+				s += query[c + i] * v[i];
+		}
+		for (int o = by.lanes / 2; o; o /= 2)
+			s += __shfl_xor_sync(ALL_LANES, s, o);
+		if (e < n && by.lane == 0)
+			score[e] = x ? s : -INFINITY;
+	}
+}
+
+/* sums[D] of the warp = the values weighed by score, `part` elements after the keys. */
+template <int N>
+DEVICE void step_values(float *sums, const float *score, const struct mask &m, const struct kept &k, size_t part, int at, int n,
+                        int D)
+{
+	enum { TURNS = 8 / N };
+	struct sharing by = sharing_of<N>(D);
+	float sum[TURNS][N] = {}, v[N];
+	for (int e = (int)threadIdx.x / WARP * by.groups + by.group; e < n; e += WARPS * by.groups) {
+		const T *x = kept_key(m, k, at, e);
+#pragma unroll
+		for (int t = 0; t < TURNS; t++) {
+			int c = (t * by.lanes + by.lane) * N;
+			if (!x || c >= D)
+				continue;
+			load<N>(v, x + part + c);
+#pragma unroll
+			for (int i = 0; i < N; i++)
+				sum[t][i] += score[e] * v[i];
+		}
+	}
+#pragma unroll
+	for (int t = 0; t < TURNS; t++)
+#pragma unroll
+		for (int i = 0; i < N; i++) {
+			for (int o = by.lanes; o < WARP; o *= 2)
+				sum[t][i] += __shfl_xor_sync(ALL_LANES, sum[t][i], o);
+			int c = (t * by.lanes + by.lane) * N + i;
+			if (by.group == 0 && c < D)
+				sums[c] = sum[t][i];
+		}
+}
+
+template <int N>
 KERNEL attn_step_kernel(T *y, const T *text, T *image, int window, const T *qkv, const int32_t *context, const int32_t *slot,
                         const int32_t *pos, struct mask m, int n_text, int H, int D, float scale)
 {
-	int h = (int)blockIdx.x, b = (int)blockIdx.y, at = pos[b], lane = lane_id(), warp = (int)threadIdx.x / WARP;
+	int h = (int)blockIdx.x, b = (int)blockIdx.y, at = pos[b];
 	size_t part = (size_t)H * D;
 	const T *q = qkv + (size_t)b * 3 * part + (size_t)h * D;
 	T *out = y + (size_t)b * part + (size_t)h * D;
@@ -348,31 +418,18 @@ KERNEL attn_step_kernel(T *y, const T *text, T *image, int window, const T *qkv,
 		query[c] = scale * to_f(q[c]);
 	}
 	__syncthreads();
-	float top = -INFINITY, total = 0, sum[EACH] = {};
-	for (int e = (int)threadIdx.x; e < n; e += WARPS * WARP) {
-		const T *x = kept_key(m, k, at, e);
-		score[e] = x ? dot(query, x, D) : -INFINITY;
+	step_scores<N>(score, query, m, k, at, n, D);
+	__syncthreads();
+	float top = -INFINITY, total = 0;
+	for (int e = (int)threadIdx.x; e < n; e += WARPS * WARP)
 		top = fmaxf(top, score[e]);
-	}
 	top = block_max(top, room);
 	for (int e = (int)threadIdx.x; e < n; e += WARPS * WARP) {
 		score[e] = expf(score[e] - top);
 		total += score[e];
 	}
-	total = block_sum(total, room);
-	for (int e = warp; e < n; e += WARPS) {
-		const T *x = kept_key(m, k, at, e);
-		if (!x)
-			continue;
-#pragma unroll
-		for (int c = 0; c < EACH; c++)
-			if (c * WARP + lane < D)
-				sum[c] += score[e] * to_f(x[part + c * WARP + lane]);
-	}
-#pragma unroll
-	for (int c = 0; c < EACH; c++)
-		if (c * WARP + lane < D)
-			sums[warp * D + c * WARP + lane] = sum[c];
+	total = block_sum(total, room); /* its barriers also make the scores known to all */
+	step_values<N>(sums + threadIdx.x / WARP * D, score, m, k, part, at, n, D);
 	__syncthreads();
 	for (int c = (int)threadIdx.x; c < D; c += WARPS * WARP) {
 		float s = 0;
@@ -394,7 +451,10 @@ void attn_step(struct dev *d, void *y, const struct attn_cache *c, const void *q
 		cuda_fail(d, "%d states, more than shared memory holds", most);
 		return;
 	}
-	launch(d, attn_step_kernel, dim3((unsigned)H, (unsigned)B), dim3(WARPS * WARP), shared, (T *)y, (const T *)c->text,
-	       (T *)c->image, c->window, (const T *)qkv, context, slot, pos, m, am->n_text, H, D, 1.0f / sqrtf((float)D));
+	enum { CHUNK = 16 / (int)sizeof(T) };
+	bool chunks = D % CHUNK == 0 && aligned(c->text, 16) && aligned(c->image, 16);
+	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H, (unsigned)B), dim3(WARPS * WARP), shared,
+	       (T *)y, (const T *)c->text, (T *)c->image, c->window, (const T *)qkv, context, slot, pos, m, am->n_text, H, D,
+	       1.0f / sqrtf((float)D));
 }
 }

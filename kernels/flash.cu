@@ -31,7 +31,8 @@ DEVICE void fetch(T *tile, const T *x, size_t stride, const struct mask &m, int 
 {
 	for (int c = (int)threadIdx.x; c < ROWS * (DP / CHUNK); c += THREADS) {
 		int row = c / (DP / CHUNK), column = c % (DP / CHUNK) * CHUNK, i = from + row;
-		copy16(tile + row * (DP + PAD) + column, i < to && column < D ? x + state_at(m, i) * stride + column : NULL);
+		bool there = i < to && column < D;
+		copy16(tile + row * (DP + PAD) + column, there ? x + state_at(m, i) * stride + column : x, !there);
 	}
 }
 

@@ -212,10 +212,12 @@ DEVICE void fetch(T *shared, const struct operand &o, int row0, int rows, int k0
 		struct line l = line_at(o, (K_FIRST ? row0 : k0) + at, K_FIRST ? rows : k);
 		T *to = shared + at * t::LINE + along;
 		int j = (K_FIRST ? k0 : row0) + along, count = K_FIRST ? k : rows;
-		if (VECTOR)
-			copy16(to, element(o, l, j, count));
-		else
+		if constexpr (VECTOR) {
+			const T *p = element(o, l, j, count);
+			copy16(to, p ? p : o.p, !p);
+		} else {
 			gather<false>(to, o, l, j, count);
+		}
 	}
 }
 

@@ -110,6 +110,70 @@ void gumbel_bwd(struct dev *d, float *dlogits, const float *dz, const float *z, 
 		       V, tau, kl_scale);
 }
 
+/* ---- how much each code is used ---- */
+
+enum { STRIPS = 128 };
+
+KERNEL usage_lse_kernel(float *lse, const float *logits, int V)
+{
+	struct moments q = row_moments(logits + (size_t)blockIdx.x * V, V, (float *)SHARED);
+	if (threadIdx.x == 0)
+		lse[blockIdx.x] = q.lse;
+}
+
+/* part[strip, V]: sums of q over the strip's rows, one column a thread. */
+KERNEL usage_strips_kernel(float *part, const float *logits, const float *lse, size_t rows, int V)
+{
+	int k = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
+	size_t from = rows * blockIdx.y / gridDim.y, to = rows * (blockIdx.y + 1) / gridDim.y;
+	if (k >= V)
+		return;
+	float s = 0;
+	for (size_t r = from; r < to; r++)
+		s += expf(logits[r * V + k] - lse[r]);
+	part[(size_t)blockIdx.y * V + k] = s;
+}
+
+KERNEL usage_total_kernel(float *sum, const float *part, int strips, int V)
+{
+	int k = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
+	if (k >= V)
+		return;
+	float s = 0;
+	for (int i = 0; i < strips; i++)
+		s += part[(size_t)i * V + k];
+	sum[k] += s;
+}
+
+void usage_fwd(struct dev *d, float *sum, const float *logits, size_t rows, int V)
+{
+	size_t strips = rows < STRIPS ? rows : (size_t)STRIPS;
+	float *lse = (float *)cuda_scratch(d, rows * sizeof *lse), *part = (float *)cuda_scratch(d, strips * V * sizeof *part);
+	unsigned columns = (unsigned)ceil_div(V, ROW_THREADS);
+	if (!lse || !part || !rows)
+		return;
+	launch(d, usage_lse_kernel, dim3((unsigned)rows), dim3(ROW_THREADS), ROW_ROOM * sizeof(float), lse, logits, V);
+	launch(d, usage_strips_kernel, dim3(columns, (unsigned)strips), dim3(ROW_THREADS), 0, part, logits, lse, rows, V);
+	launch(d, usage_total_kernel, dim3(columns), dim3(ROW_THREADS), 0, sum, part, (int)strips, V);
+}
+
+KERNEL usage_bwd_kernel(float *dlogits, const float *c, const float *logits, int V)
+{
+	float *room = (float *)SHARED, s = 0;
+	size_t at = (size_t)blockIdx.x * V;
+	float lse = row_moments(logits + at, V, room).lse;
+	for (int k = (int)threadIdx.x; k < V; k += ROW_THREADS)
+		s += expf(logits[at + k] - lse) * c[k];
+	float mean = block_sum(s, room);
+	for (int k = (int)threadIdx.x; k < V; k += ROW_THREADS)
+		dlogits[at + k] += expf(logits[at + k] - lse) * (c[k] - mean);
+}
+
+void usage_bwd(struct dev *d, float *dlogits, const float *c, const float *logits, size_t rows, int V)
+{
+	launch(d, usage_bwd_kernel, dim3((unsigned)rows), dim3(ROW_THREADS), ROW_ROOM * sizeof(float), dlogits, c, logits, V);
+}
+
 /* ---- logit-Laplace ---- */
 
 struct laplace_op {

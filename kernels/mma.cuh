@@ -56,16 +56,16 @@ DEVICE void load_matrices_transposed(uint32_t r[4], const void *row)
 #endif
 }
 
-/* 16 bytes to shared memory, both aligned; `device` NULL: zeros.  They have arrived for this thread after
- * copies_wait, for others after a barrier that follows. */
-DEVICE void copy16(void *shared, const void *device)
+/* 16 bytes to shared memory, both aligned; or zeros, and nothing is read from `device`.  They have arrived for this
+ * thread after copies_wait, for others after a barrier that follows. */
+DEVICE void copy16(void *shared, const void *device, bool zeros)
 {
 #ifdef CUDA_EMULATED
-	emu_copy16(shared, device, !device);
+	emu_copy16(shared, device, zeros);
 #else
-	int bytes = device ? 16 : 0;
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-	             "l"(device ? device : shared_bytes), "r"(bytes)
+	int bytes = zeros ? 0 : 16;
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(device),
+	             "r"(bytes)
 	             : "memory");
 #endif
 }

@@ -540,6 +540,15 @@ static void check_gumbel(size_t rows, int V, float tau)
 	FREE(&x, &z, &kl, &dz, &g);
 }
 
+static void check_usage(size_t rows, int V)
+{
+	struct pair x = pair_of(DT_F32, rows * V, -4, 4), sum = pair_of(DT_F32, V, -1, 1), c = pair_of(DT_F32, V, -1, 1);
+	struct pair g = pair_of(DT_F32, rows * V, -1, 1);
+	EACH_SIDE(o->usage_fwd(d, sum.p[s], x.p[s], rows, V); o->usage_bwd(d, g.p[s], c.p[s], x.p[s], rows, V));
+	same(&sum, 3, "usage_fwd"), same(&g, 3, "usage_bwd");
+	FREE(&x, &sum, &c, &g);
+}
+
 static void check_laplace(size_t n)
 {
 	struct pair out = pair_of(DT_F32, 6 * n, -2, 1), x = pair_of(DT_F32, 3 * n, 0.1, 0.9), nll = pair_output(DT_F32, n);
@@ -700,6 +709,7 @@ static void check_untyped(void)
 	check_draw(300, 1.3f, 0, 0.8f), check_draw(257, 1, 100, 0.9f);
 	check_draw_ends();
 	check_gumbel(3, 17, 1), check_gumbel(2, 300, 0.1f), check_gumbel(2, 33, 0);
+	check_usage(1, 17), check_usage(300, 65), check_usage(3, 300);
 	check_laplace(1), check_laplace(85);
 	close_both();
 }
