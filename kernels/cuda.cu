@@ -154,7 +154,7 @@ static void plugin_describe(const struct dev *d, char *out, size_t n)
 
 /* ---- memory ---- */
 
-static const size_t SCRATCH_LEAST = 16 << 20;
+static const size_t SCRATCH_LEAST = 4 << 20;
 static const size_t RESERVE = (size_t)256 << 20; /* for scratch memory and the driver */
 
 static uint64_t plugin_memory(const struct dev *)

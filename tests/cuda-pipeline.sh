@@ -1,19 +1,19 @@
 # cuda-pipeline.sh - read (".") by tests/cli/cuda.sh and tests/check-cuda.sh in a scratch folder: from pixels to ranked
 # samples with -d cuda, beside the CPU.  Expects the tools on PATH and bad(), which notes a failure.
 
-# Four by four colours, a picture each, and its caption.
-i=0
-for top in 250 130 60 10; do
-	for bottom in 250 130 60 10; do
-		awk -v a=$top -v b=$bottom 'BEGIN {
-			print "P3 16 16 255"
+# Four by four shades, a picture each, and its caption; bytes below 128 are what every awk can print.
+LC_ALL=C awk 'BEGIN {
+	split("120 85 50 15", shade)
+	for (t = 1; t <= 4; t++)
+		for (b = 1; b <= 4; b++) {
+			name = t b ".ppm"
+			printf "P6 16 16 255\n" > name
 			for (k = 0; k < 256; k++)
-				print (k < 128 ? a " " 255 - a " 90" : b " 40 " 255 - b)
-		}' > "$i.ppm"
-		printf '%s.ppm\tshade %s over shade %s\n' $i $top $bottom
-		i=$((i + 1))
-	done
-done > pairs.tsv
+				printf "%c%c%c", k < 128 ? shade[t] : 40, 60, k < 128 ? 127 - shade[t] : shade[b] > name
+			close(name)
+			print name "\tshade " shade[t] " over shade " shade[b]
+		}
+}' > pairs.tsv
 cut -f2 pairs.tsv | bpe-train -q -k 270 -o words.bpe || bad bpe-train
 img-pack -q -s 16 pairs.tsv | bpe-encode -q -m words.bpe -o all.pix || bad img-pack
 
@@ -29,15 +29,15 @@ near() {
 trainer() { # NAME INPUT TOOL OPTION...
 	name=$1 input=$2
 	shift 2
-	"$@" -q -x tiny -p f32 -d cpu -n 6 --log $name-cpu.jsonl -o $name-cpu.st "$input" || bad "$name on the CPU"
-	"$@" -q -x tiny -p f32 -d cuda -n 6 --log $name.jsonl -o $name.st "$input" || bad "$name on CUDA"
+	"$@" -q -x tiny -p f32 -d cpu -n 4 --log $name-cpu.jsonl -o $name-cpu.st "$input" || bad "$name on the CPU"
+	"$@" -q -x tiny -p f32 -d cuda -n 4 --log $name.jsonl -o $name.st "$input" || bad "$name on CUDA"
 	near "$(last_loss $name-cpu.jsonl)" "$(last_loss $name.jsonl)" 1e-3 "$name: losses of CPU and CUDA"
-	"$@" -q -x tiny -p f32 -d cuda -n 6 -o $name-cut.st --save-every 2 "$input" > /dev/null 2>&1 &
+	"$@" -q -x tiny -p f32 -d cuda -n 4 -o $name-cut.st --save-every 2 "$input" > /dev/null 2>&1 &
 	pid=$!
 	while [ ! -e $name-cut.st ] && kill -0 $pid 2> /dev/null; do sleep 0.05; done
 	kill -9 $pid 2> /dev/null
 	wait $pid 2> /dev/null
-	"$@" -q -x tiny -p f32 -d cuda -n 6 -o $name-cut.st --save-every 2 "$input" || bad "$name resumed"
+	"$@" -q -x tiny -p f32 -d cuda -n 4 -o $name-cut.st --save-every 2 "$input" || bad "$name resumed"
 	[ "$(tensors $name.st)" = "$(tensors $name-cut.st)" ] || bad "$name: resumed, other weights"
 }
 trainer dvae all.pix dvae-train
@@ -46,7 +46,7 @@ trainer dalle train.tok dalle-train
 trainer clip all.pix clip-train -b 16
 
 # Samples: greedy ones are the CPU's, drawn ones do not depend on the batch.
-printf 'shade 250 over shade 10\nshade 60 over shade 60\n' | bpe-encode -q -m words.bpe -o ask.tok
+printf 'shade 120 over shade 15\nshade 50 over shade 50\n' | bpe-encode -q -m words.bpe -o ask.tok
 sample() { dalle-sample -q -m dalle-cpu.st -p f32 "$@" ask.tok | tok-dump --fields image; }
 sample -d cpu -t 0 -n 1 > greedy.cpu
 sample -d cuda -t 0 -n 1 > greedy.cuda
@@ -57,7 +57,7 @@ sample -d cuda -n 3 -b 6 > drawn.6
 
 # Ranked, on both.
 for device in cpu cuda; do
-	dalle-sample -q -d $device -p f32 -m dalle-cpu.st -n 3 -t 0.5 ask.tok | dvae-decode -q -d $device -p f32 -m dvae-cpu.st |
+	dalle-sample -q -d $device -p f32 -m dalle-cpu.st -n 3 -t 0.5 ask.tok | dvae-decode -q -d $device -p f32 -m dvae.st |
 		clip-rank -q -d $device -p f32 -m clip-cpu.st -k 2 > ranked.$device || bad "ranking on $device"
 	tok-dump --fields score ranked.$device | tr -dc '0-9.\n-' > scores.$device
 done
@@ -74,6 +74,6 @@ for p in bf16 f16; do
 	dalle-train -q -x tiny -p f32 -d cuda -n 3 --log $p-f32.jsonl -o dalle-$p-f32.st train.tok || bad "dalle-train in f32"
 	near "$(last_loss $p.jsonl)" "$(last_loss $p-f32.jsonl)" 3e-2 "dalle-train: losses in $p and f32"
 	clip-train -q -x tiny -p $p -d cuda -b 16 -n 2 -o clip-$p.st all.pix || bad "clip-train in $p"
-	dalle-sample -q -d cuda -p $p -m dalle-$p.st -n 2 ask.tok | dvae-decode -q -d cuda -p $p -m dvae-$p.st |
+	dalle-sample -q -d cuda -p $p -m dalle-$p.st -n 2 ask.tok | dvae-decode -q -d cuda -p $p -m dvae.st |
 		clip-rank -q -d cuda -p $p -m clip-$p.st -k 1 | tok-dump --fields score | grep -qv nan || bad "pipeline in $p"
 done

@@ -18,9 +18,16 @@ for t in ops attn; do
 	OPS_DEVICE=cuda DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-$t" > $t.log 2>&1 || { bad "test-$t"; tail -n 20 $t.log; }
 done
 
-# The tools; device memory cannot be touched but by kernels and copies.
-export DALLE_PLUGINS=$BUILD/emulated EMU_GUARD=1
+# The tools from pixels to ranked samples.
+export DALLE_PLUGINS=$BUILD/emulated
 . "$SRC/tests/cuda-pipeline.sh"
+
+# Device memory is touched by kernels and copies only.
+export EMU_GUARD=1
+dvae-train -q -x tiny -p bf16 -d cuda -n 1 -o guarded.st all.pix || bad "dvae-train touches device memory"
+dalle-train -q -x tiny -p bf16 -d cuda -n 1 --eval train.tok -o guarded2.st train.tok || bad "dalle-train touches device memory"
+clip-train -q -x tiny -p bf16 -d cuda -b 16 -n 1 -o guarded3.st all.pix || bad "clip-train touches device memory"
+unset EMU_GUARD
 
 # says STATUS TEXT COMMAND...: one line that holds TEXT
 says() {
