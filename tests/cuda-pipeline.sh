@@ -25,6 +25,13 @@ near() {
 		bad "$4: $1 and $2"
 }
 
+# near_lines FILE FILE TOLERANCE WHAT: number by number
+near_lines() {
+	[ -s "$1" ] && [ "$(wc -l < "$1")" = "$(wc -l < "$2")" ] || bad "$4: not as many"
+	paste "$1" "$2" > both.txt
+	while read -r a b; do near "$a" "$b" "$3" "$4"; done < both.txt
+}
+
 # The three trainers in f32: a few updates give the CPU's losses; cut in two, the same bytes as in one go.
 trainer() { # NAME INPUT TOOL OPTION...
 	name=$1 input=$2
@@ -62,10 +69,10 @@ for device in cpu cuda; do
 	tok-dump --fields score ranked.$device | tr -dc '0-9.\n-' > scores.$device
 done
 [ "$(wc -l < scores.cuda)" -eq 4 ] || bad "not two samples of each caption"
-paste scores.cpu scores.cuda | while read -r a b; do near "$a" "$b" 1e-2 "scores"; done
+near_lines scores.cpu scores.cuda 1e-2 scores
 dalle-score -q -d cpu -p f32 -m dalle-cpu.st train.tok | tok-dump --fields nll_image | tr -dc '0-9.\n' > nll.cpu
 dalle-score -q -d cuda -p f32 -m dalle-cpu.st train.tok | tok-dump --fields nll_image | tr -dc '0-9.\n' > nll.cuda
-paste nll.cpu nll.cuda | while read -r a b; do near "$a" "$b" 1e-4 "likelihoods"; done
+near_lines nll.cpu nll.cuda 1e-4 likelihoods
 
 # The 16-bit types train, too.
 for p in bf16 f16; do
