@@ -87,11 +87,20 @@ static void place(int i)
 	emu.thread = dim3((unsigned)i % x, (unsigned)i / x % y, (unsigned)i / x / y);
 }
 
-/* The next fibre that can run, after the current one in the order; -1: all are done. */
+/* The k-th thread after the current one within a group of `size` that begins at `base`, in the order of the run. */
+static unsigned after(unsigned k, unsigned base, unsigned size)
+{
+	unsigned at = (unsigned)current - base;
+	return base + (reverse_order ? at + size - k : at + k) % size;
+}
+
+/* The next fibre that can run; -1: all are done.  Those of the same warp first: warps get as far apart as barriers let
+ * them, so that one that is missing shows. */
 static int next_fibre()
 {
-	for (unsigned k = 1; k <= threads; k++) {
-		unsigned i = reverse_order ? ((unsigned)current + threads - k) % threads : ((unsigned)current + k) % threads;
+	unsigned base = (unsigned)current / 32 * 32, own = threads - base < 32 ? threads - base : 32;
+	for (unsigned k = 1; k <= own + threads; k++) {
+		unsigned i = k <= own ? after(k, base, own) : after(k - own, 0, threads);
 		fibre *f = &fibres[i];
 		if (!f->done && (!f->gate || *f->gate != f->seen))
 			return (int)i;
@@ -389,11 +398,24 @@ void emu_ldmatrix(uint32_t r[4], const void *row, bool transposed)
 
 /* ---- asynchronous copies ---- */
 
+static void arrive(const copy &k)
+{
+	if (k.from)
+		memcpy(k.to, k.from, 16);
+	else
+		memset(k.to, 0, 16);
+}
+
+/* As late as they may, or, in the other order, at once. */
 void emu_copy16(void *shared, const void *device, bool zeros)
 {
 	if ((uintptr_t)shared % 16 || (!zeros && (uintptr_t)device % 16))
 		stop("a copy of 16 bytes is not aligned");
-	fibres[current].copies.back().push_back(copy{shared, zeros ? NULL : device});
+	copy c = {shared, zeros ? NULL : device};
+	if (reverse_order)
+		arrive(c);
+	else
+		fibres[current].copies.back().push_back(c);
 }
 
 void emu_copies_commit()
@@ -405,12 +427,8 @@ void emu_copies_wait(int groups)
 {
 	std::vector<std::vector<copy>> &c = fibres[current].copies;
 	while ((int)c.size() - 1 > groups) {
-		for (const copy &k : c.front()) {
-			if (k.from)
-				memcpy(k.to, k.from, 16);
-			else
-				memset(k.to, 0, 16);
-		}
+		for (const copy &k : c.front())
+			arrive(k);
 		c.erase(c.begin());
 	}
 }

@@ -4,7 +4,8 @@
  * Blocks run one after the other; the threads of a block are fibres that switch at barriers and at what a warp
  * does together, so a kernel that misses a barrier, or reaches one with some threads only, gives wrong
  * results or stops with a message.  Shared memory is filled with a poison before every block.  The order in
- * which threads run can be turned round (EMU_ORDER=reverse): both orders must give the same.  With
+ * which threads run can be turned round (EMU_ORDER=reverse), and with it whether asynchronous copies arrive at once or as
+ * late as they may: both must give the same.  With
  * EMU_GUARD=1 device memory cannot be touched outside of kernels and copies.
  *
  * Only what the kernels use is here. */
@@ -117,8 +118,8 @@ void emu_mma(float c[4], const uint32_t a[4], const uint32_t b[2], bool is_bf16)
 /* One warp: the four 8 x 8 matrices whose rows the lanes point to. */
 void emu_ldmatrix(uint32_t r[4], const void *row, bool transposed);
 
-/* 16 bytes from device to shared memory (zeros: nothing read), which arrive when the thread waits for them and no
- * sooner; commit ends a group, wait leaves at most `groups` of them under way. */
+/* 16 bytes from device to shared memory (zeros: nothing read), which have arrived when the thread has waited for
+ * them; commit ends a group, wait leaves at most `groups` of them under way. */
 void emu_copy16(void *shared, const void *device, bool zeros);
 void emu_copies_commit();
 void emu_copies_wait(int groups);

@@ -172,6 +172,18 @@ static void same(const struct pair *x, double units, const char *what)
 	free(got);
 }
 
+/* Values rounded at random by the same bits: only a sum whose last bit differs may round otherwise. */
+static void mostly_equal(const struct pair *x, const char *what)
+{
+	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what);
+	size_t differ = 0;
+	for (size_t i = 0; i < x->n; i++)
+		differ += want[i] != got[i];
+	CHECK(differ <= x->n / 50, "%s (%s device): %zu of %zu differ", what, type_names[T], differ, x->n);
+	free(want);
+	free(got);
+}
+
 static void same_bytes(const struct pair *x, size_t size, const char *what)
 {
 	unsigned char *h[2];
@@ -576,6 +588,8 @@ static void check_adamw(size_t n, enum dtype tw, enum dtype tm, enum dtype tv, e
 	          o->adamw(d, &x, n, &a));
 	/* The same bits decide the roundings: neighbours only where the last bit of the sum differs. */
 	same(&w, 2, "adamw w"), same(&m, 2, "adamw m"), same(&v, 2, "adamw v");
+	if (tw != DT_F32)
+		mostly_equal(&w, "adamw w");
 	if (copy)
 		same(&wt, 1, "adamw copy");
 	FREE(&w, &wt, &m, &v, &g);
