@@ -1,5 +1,5 @@
 # Makefile - build, test, install.  `make help` lists the targets.
-# Forcing a probe: make ONEDNN=0, make OPENMP=0.  Sanitizers: make asan.
+# Forcing a probe: make ONEDNN=0, make OPENMP=0, make CUDA=0.  Sanitizers: make asan.
 
 VERSION  := $(shell sed -n 's/.*DALLE_VERSION "\(.*\)"/\1/p' libcommon/util.h)
 PREFIX   ?= /usr/local
@@ -17,6 +17,8 @@ H     := \#include
 ONEDNN ?= $(call probe,$(H) <dnnl.h>\nint main(void){return dnnl_version()==0;},-ldnnl)
 OPENMP ?= $(call probe,$(H) <omp.h>\nint main(void){return omp_get_max_threads()==0;},-fopenmp)
 JPEG   ?= $(call probe,$(H) <stdio.h>\n$(H) <jpeglib.h>\nint main(void){return !jpeg_std_error(0);},-ljpeg)
+NVCC   ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA   ?= $(if $(NVCC),1,0)
 HAVE_ZSTD := $(call probe,$(H) <zstd.h>\nint main(void){return !ZSTD_versionNumber();},-lzstd)
 HAVE_PNG  := $(call probe,$(H) <png.h>\n$(H) <zlib.h>\nint main(void){return !png_access_version_number() || !zlibVersion();},-lpng -lz)
 HAVE_JSON := $(call probe,$(H) <jansson.h>\nint main(void){return !json_object();},-ljansson)
@@ -31,6 +33,7 @@ $(call say,xxhash  (content identities),$(HAVE_XXH))
 $(call say,libjpeg (JPEG input$(,) optional),$(JPEG))
 $(call say,OpenMP  (threads$(,) optional),$(OPENMP))
 $(call say,oneDNN  (fast CPU products$(,) optional),$(ONEDNN))
+$(call say,nvcc    (NVIDIA GPUs$(,) optional),$(CUDA))
 ifneq ($(HAVE_ZSTD)$(HAVE_PNG)$(HAVE_JSON)$(HAVE_XXH),1111)
 $(error a required library is missing; on Debian: apt-get install libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev libdnnl-dev)
 endif
@@ -60,7 +63,8 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
 LIB      := $(BUILD)/libdalle.a
 MAN      := $(wildcard man/*.[157])
 
-all: $(TOOLS:%=$(BUILD)/bin/%) $(EXAMPLES:%=$(BUILD)/examples/%) ## build every program (the default)
+PLUGIN   := dalle-cuda.so
+all: $(TOOLS:%=$(BUILD)/bin/%) $(EXAMPLES:%=$(BUILD)/examples/%) $(if $(filter 1,$(CUDA)),cuda) ## build every program (the default)
 
 # Flags are remembered: a change of them rebuilds.
 $(BUILD)/flags: FORCE
@@ -85,22 +89,69 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIB)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
 	$(link)
 
+# ---- the CUDA plugin: each source once per element type; no program links to it ----
+CU_TYPED := elem norm loss gemm matmul conv attn
+CU_HALF  := flash
+CU_ONCE  := latent optim
+CU_OBJ   := cuda.o $(CU_TYPED:%=%-f32.o) $(foreach t,bf16 f16,$(CU_TYPED:%=%-$(t).o) $(CU_HALF:%=%-$(t).o)) $(CU_ONCE:%=%-f32.o)
+GENCODE  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
+NVFLAGS  := -std=c++17 -O3 -Werror all-warnings -Xptxas -v -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden $(GENCODE)
+CXX      ?= g++
+EMUFLAGS := -std=c++17 -g -Wall -Wextra -Wshadow -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas -fPIC \
+            -fvisibility=hidden -DCUDA_EMULATED
+EMU_SAN  := -O1 -fsanitize=address,undefined -fno-omit-frame-pointer
+# The report of registers and spills stays beside each object.
+nvcc_compile = @mkdir -p $(@D); echo nvcc $< $(1); $(NVCC) $(NVFLAGS) $(1) -MMD -MP -c $< -o $@ 2>$(@:.o=.ptxas) || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
+emu_compile = @mkdir -p $(@D); $(CXX) -x c++ $(EMUFLAGS) $(1) -MMD -MP -c $< -o $@
+$(BUILD)/cuda/cuda.o: kernels/cuda.cu Makefile
+	$(call nvcc_compile)
+$(BUILD)/emulated/%.o: EMU := -O2
+$(BUILD)/sanitized/%.o: EMU := $(EMU_SAN)
+$(BUILD)/emulated/cuda.o $(BUILD)/sanitized/cuda.o: kernels/cuda.cu Makefile
+	$(call emu_compile,$(EMU))
+$(BUILD)/emulated/emu.o $(BUILD)/sanitized/emu.o: kernels/emu.cc Makefile
+	$(call emu_compile,$(EMU))
+define typed_rules
+$(BUILD)/cuda/%-$(1).o: kernels/%.cu Makefile
+	$$(call nvcc_compile,-DTYPE=$(1))
+$(BUILD)/emulated/%-$(1).o: kernels/%.cu Makefile
+	$$(call emu_compile,$$(EMU) -DTYPE=$(1))
+$(BUILD)/sanitized/%-$(1).o: kernels/%.cu Makefile
+	$$(call emu_compile,$$(EMU) -DTYPE=$(1))
+endef
+$(foreach t,f32 bf16 f16,$(eval $(call typed_rules,$(t))))
+
+cuda: $(BUILD)/lib/dalle-tools/$(PLUGIN) ## the CUDA plugin (built by all when nvcc is found)
+$(BUILD)/lib/dalle-tools/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/cuda/%)
+	@mkdir -p $(@D)
+	$(NVCC) -shared -cudart static $(GENCODE) -Xcompiler -fvisibility=hidden -Xlinker -rpath=$(realpath $(dir $(NVCC))../lib64) -o $@ $^ -lcublasLt
+emulated: $(BUILD)/emulated/$(PLUGIN) $(BUILD)/sanitized/$(PLUGIN) ## the plugin on a device that the host plays, for tests
+$(BUILD)/emulated/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/emulated/%) $(BUILD)/emulated/emu.o
+	$(CXX) -shared -o $@ $^
+$(BUILD)/sanitized/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/sanitized/%) $(BUILD)/sanitized/emu.o
+	$(CXX) -shared $(EMU_SAN) -o $@ $^
+
 tests: all $(TESTS:%=$(BUILD)/tests/%) ## build the test programs
 check: ## run every test; ends with "N passed, N failed"
 	sh tests/check.sh
 bench: all $(BUILD)/tests/bench $(BUILD)/tests/bench-dalle $(BUILD)/tests/bench-dvae ## measure rates beside ceilings
 	sh tests/bench.sh
+check-cuda: tests ## on a machine with a GPU: every op and the tools against the CPU
+	sh tests/check-cuda.sh
+bench-cuda: all $(BUILD)/tests/bench-cuda $(BUILD)/tests/bench-dalle ## the same for rates
+	sh tests/bench-cuda.sh
 asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 	$(MAKE) BUILD=build-asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-omit-frame-pointer" tests
 
 install: all ## install programs and man pages under PREFIX (and DESTDIR)
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(PREFIX)/share/dalle-tools
 	install -m 755 $(TOOLS:%=$(BUILD)/bin/%) $(DESTDIR)$(bindir)
+	$(if $(filter 1,$(CUDA)),install -D -m 755 $(BUILD)/lib/dalle-tools/$(PLUGIN) $(DESTDIR)$(PREFIX)/lib/dalle-tools/$(PLUGIN))
 	install -m 644 libcommon/stream.proto $(DESTDIR)$(PREFIX)/share/dalle-tools
 	for m in $(MAN); do install -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/}; done
 uninstall: ## remove what install put there
 	rm -f $(TOOLS:%=$(DESTDIR)$(bindir)/%)
-	rm -rf $(DESTDIR)$(PREFIX)/share/dalle-tools
+	rm -rf $(DESTDIR)$(PREFIX)/share/dalle-tools $(DESTDIR)$(PREFIX)/lib/dalle-tools
 	for m in $(MAN); do rm -f $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/}; done
 dist: ## pack the tracked files as dalle-tools-VERSION.tar.gz
 	git archive --prefix=dalle-tools-$(VERSION)/ -o dalle-tools-$(VERSION).tar.gz HEAD
@@ -109,6 +160,6 @@ clean: ## remove what was built
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
 
-.PHONY: all tests check bench asan install uninstall dist clean help FORCE
+.PHONY: all tests check check-cuda bench bench-cuda cuda emulated asan install uninstall dist clean help FORCE
 .SECONDARY:
--include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d)
+-include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/cuda/*.d $(BUILD)/emulated/*.d $(BUILD)/sanitized/*.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d)

@@ -2,7 +2,7 @@
  * entries that the reference files define.  Nothing outside kernels/ and tests/ includes this.
  *
  * Each entry NAME of struct ops is a function cpu_NAME with exactly the type of that entry,
- * declared here and entered into the table by cpu.c; ENTRIES_X lists those of the file x.c. */
+ * declared here and entered into the table by cpu.c; entries.h lists them by file. */
 #ifndef CPU_H
 #define CPU_H
 
@@ -11,6 +11,7 @@
 #endif
 
 #include "convert.h"
+#include "entries.h"
 #include "ops.h"
 
 enum { SCRATCH_CHUNKS = 32 };
@@ -74,26 +75,6 @@ void cpu_fail(struct dev *d, const char *op, const char *fmt, ...) __attribute__
 struct scratch_mark cpu_scratch_begin(struct dev *d);
 void *cpu_scratch(struct dev *d, const char *op, size_t bytes);
 void cpu_scratch_end(struct dev *d, struct scratch_mark m);
-
-/* Every entry of struct ops, by the file that defines its reference. */
-#define ENTRIES_CPU(X)                                                                             \
-	X(count) X(preferred) X(open) X(close) X(type) X(describe) X(memory) X(alloc) X(release)   \
-	X(put) X(get) X(copy2d) X(zero) X(sync) X(replay) X(record_begin) X(record_end)
-#define ENTRIES_ELEM(X)                                                                            \
-	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
-	X(pixels) X(embed_fwd) X(embed_bwd)
-#define ENTRIES_MATMUL(X) X(linear_fwd) X(linear_bwd) X(linear_gelu_fwd)
-#define ENTRIES_CONV(X)                                                                            \
-	X(conv_fwd) X(conv_bwd) X(maxpool_fwd) X(maxpool_bwd) X(upsample_fwd) X(upsample_bwd)      \
-	X(space_to_depth) X(depth_to_space)
-#define ENTRIES_NORM(X) X(norm_fwd) X(norm_bwd) X(l2_fwd) X(l2_bwd)
-#define ENTRIES_ATTN(X) X(attn_fwd) X(attn_bwd) X(attn_step)
-#define ENTRIES_LOSS(X) X(xent) X(clip_xent) X(argmax) X(onehot) X(draw)
-#define ENTRIES_LATENT(X) X(gumbel_fwd) X(gumbel_bwd) X(usage_fwd) X(usage_bwd) X(logit_laplace) X(reconstruct)
-#define ENTRIES_OPTIM(X) X(adamw) X(sumsq) X(average) X(sum)
-#define OPS_ENTRIES(X)                                                                             \
-	ENTRIES_CPU(X) ENTRIES_ELEM(X) ENTRIES_MATMUL(X) ENTRIES_CONV(X) ENTRIES_NORM(X)           \
-	ENTRIES_ATTN(X) ENTRIES_LOSS(X) ENTRIES_LATENT(X) ENTRIES_OPTIM(X)
 
 #define OPS_DECLARE(name) __typeof__(*((struct ops *)0)->name) cpu_##name;
 OPS_ENTRIES(OPS_DECLARE)

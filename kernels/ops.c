@@ -1,7 +1,8 @@
 /* ops.c - finding a backend by name.  The CPU is built in; CUDA is a plugin, dalle-cuda.so, that
  * exports one function, `const struct ops *dalle_cuda_ops(void)`.  It is looked for in the
  * folders of the environment variable DALLE_PLUGINS (colon-separated), or, when that is not
- * set, in ../lib/dalle-tools beside the program's folder and in the program's own folder.  It
+ * set, in ../lib/dalle-tools beside the program's folder and in the program's own folder; then only where
+ * NVIDIA's driver is, for the plugin's libraries take long to load.  It
  * must have the same ABI number and table size as this build and leave no entry empty. */
 #include "ops.h"
 
@@ -13,9 +14,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cpu.h" /* OPS_ENTRIES */
+#include "entries.h"
 
 #define PLUGIN "dalle-cuda.so"
+#define DRIVER "libcuda.so.1"
 #define PLUGIN_SYMBOL "dalle_cuda_ops"
 
 /* The program's own folder, "" when unknown. */
@@ -35,6 +37,14 @@ static void default_folders(char *out, size_t n)
 	snprintf(out, n, "%s/../lib/dalle-tools:%s", folder, folder);
 }
 
+static bool driver_present(void)
+{
+	void *driver = dlopen(DRIVER, RTLD_LAZY | RTLD_LOCAL);
+	if (driver)
+		dlclose(driver);
+	return driver != NULL;
+}
+
 /* Open the first plugin file that exists; NULL with err when there is none or it does not load. */
 static void *plugin_open(char *err, size_t n)
 {
@@ -50,6 +60,10 @@ static void *plugin_open(char *err, size_t n)
 			continue;
 		if (access(path, F_OK))
 			continue;
+		if (!set && !driver_present()) {
+			snprintf(err, n, "no NVIDIA driver (" DRIVER ")");
+			return NULL;
+		}
 		void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 		if (!so)
 			snprintf(err, n, "%s", dlerror());
@@ -130,16 +144,9 @@ const struct ops *ops_find(const char *name, int *index, char *err, size_t n)
 		return NULL;
 	}
 	o = cuda_ops(err, n);
-	int count = o ? o->count() : 0;
-	if (o && *index < count)
+	if (o && *index < o->count())
 		return o;
-	if (automatic) {
-		*index = 0;
-		return cpu_ops(); /* err says why it is not CUDA */
-	}
-	if (o && count == 0)
-		snprintf(err, n, "device '%s': no usable CUDA device", name);
-	else if (o)
-		snprintf(err, n, "device '%s': there are %d CUDA devices, 0..%d", name, count, count - 1);
-	return NULL;
+	if (o)
+		o->open(*index, DT_F32, 0, err, n); /* refuses, and says why */
+	return automatic ? cpu_ops() : NULL;
 }

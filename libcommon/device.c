@@ -33,6 +33,12 @@ static bool known_name(const char *s)
 	return strncmp(s, "cuda:", 5) == 0 && parse_int(s + 5, 0, 1 << 16, &index, &ignored) == 0;
 }
 
+static struct dev *open_typed(const struct ops *ops, int index, const struct run_options *r, char *err, size_t n)
+{
+	enum dtype type = r->precision == PRECISION_AUTO ? ops->preferred(index) : (enum dtype)(r->precision - 1);
+	return ops->open(index, type, (int)r->threads, err, n);
+}
+
 int device_open(const struct run_options *r, const struct ops **ops, struct dev **dev, struct error *e)
 {
 	char text[300];
@@ -41,12 +47,18 @@ int device_open(const struct run_options *r, const struct ops **ops, struct dev 
 	if (!known_name(r->device))
 		return fail(e, STATUS_USAGE, "device '%s' is unknown, expected auto, cpu, cuda or cuda:N", r->device);
 	*ops = ops_find(r->device, &index, text, sizeof text);
-	if (!*ops)
-		return fail(e, STATUS_FAIL, "device %s: %s", r->device, text);
-	enum dtype type = r->precision == PRECISION_AUTO ? (*ops)->preferred(index) : (enum dtype)(r->precision - 1);
-	*dev = (*ops)->open(index, type, (int)r->threads, text, sizeof text);
+	if (*ops)
+		*dev = open_typed(*ops, index, r, text, sizeof text);
+	if (strcmp(r->device, "auto") == 0 && (!*dev || text[0])) {
+		note(1, "not on CUDA: %s", text);
+		if (!*dev) {
+			*ops = cpu_ops();
+			*dev = open_typed(*ops, 0, r, text, sizeof text);
+		}
+	}
 	if (!*dev)
 		return fail(e, STATUS_FAIL, "device %s: %s", r->device, text);
+	enum dtype type = (*ops)->type(*dev);
 	(*ops)->describe(*dev, text, sizeof text);
 	note(1, "computing in %s on %s: %s", dtype_name(type), (*ops)->name, text);
 	return 0;

@@ -20,7 +20,7 @@ SH_TIMEOUT=${SH_TIMEOUT:-300}
 export OMP_WAIT_POLICY=passive
 passed=0 failed=0
 
-packages='gcc make libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev
+packages='gcc g++ make libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev
 	libdnnl-dev protobuf-compiler mandoc zstd fonts-noto-color-emoji unicode-data'
 
 install_missing() {
@@ -109,7 +109,7 @@ clean() {
 }
 
 install_missing
-if ! make -s -j"$JOBS" BUILD="$BUILD" tests >"$BUILD.log" 2>&1; then
+if ! make -s -j"$JOBS" BUILD="$BUILD" tests emulated >"$BUILD.log" 2>&1; then
 	tail -n 60 "$BUILD.log"
 	echo "the build failed"
 	echo "0 passed, 1 failed"

@@ -1,0 +1,66 @@
+/* attn.cuh - which keys a query sees, for attn.cu and flash.cu.  States are numbered in an order in which the
+ * image keys of a query are one short run: as they are, or by columns of the grid for ATTN_COLUMN (recipe C16). */
+#ifndef ATTN_CUH
+#define ATTN_CUH
+
+#include "cuda.cuh"
+
+struct mask {
+	enum attn_kind kind;
+	int S, text;   /* text: states whose keys are a prefix; all of them for FULL and CAUSAL */
+	int W, GH;     /* sides of the grid */
+	int h, reach;  /* CONV: (k - 1) / 2; offsets from `reach` on are out of sight */
+	int centred;
+};
+
+static inline struct mask mask_of(const struct attn_mask *m)
+{
+	int S = attn_length(m), dense = m->kind == ATTN_FULL || m->kind == ATTN_CAUSAL, h = (m->conv_k - 1) / 2;
+	struct mask r = {m->kind, S, dense ? S : m->n_text, m->grid_w, m->grid_h, h, (h + 1) * m->grid_w, m->conv_centred};
+	return r;
+}
+
+/* The state at place i of the order. */
+DEVICE int state_at(const struct mask &m, int i)
+{
+	if (m.kind != ATTN_COLUMN || i < m.text)
+		return i;
+	int p = i - m.text;
+	return m.text + p % m.GH * m.W + p / m.GH;
+}
+
+/* The first key after the text that query i sees; i itself is the last. */
+DEVICE int first_image_key(const struct mask &m, int i)
+{
+	int p = i - m.text, first = 0;
+	if (m.kind == ATTN_ROW)
+		first = p - m.W;
+	else if (m.kind == ATTN_COLUMN)
+		first = p / m.GH * m.GH;
+	else
+		first = p - m.reach + 1;
+	return m.text + max(first, 0);
+}
+
+/* The last query that sees key j, of which j itself is the first (but for FULL). */
+DEVICE int last_query(const struct mask &m, int j)
+{
+	int p = j - m.text, last;
+	if (j < m.text)
+		return m.S - 1;
+	if (m.kind == ATTN_ROW)
+		last = p + m.W;
+	else if (m.kind == ATTN_COLUMN)
+		last = p / m.GH * m.GH + m.GH - 1;
+	else
+		last = p + m.reach - 1;
+	return min(m.text + last, m.S - 1);
+}
+
+/* Whether an offset below `reach` is one of the convolution's taps. */
+DEVICE bool conv_tap(const struct mask &m, int o)
+{
+	return (o % m.W <= m.h || o % m.W >= m.W - m.h) && (!m.centred || o <= m.h * m.W + m.h);
+}
+
+#endif

@@ -1,0 +1,302 @@
+/* elem.cu - elem.c on a GPU: casts, residual sum, ReLU, GELU, pixels, embedding tables.  Bound by memory:
+ * four elements a thread and step. */
+#include "cuda.cuh"
+
+namespace FOR_TYPE {
+
+/* ---- casts and the residual sum ---- */
+
+struct cast_op {
+	T *y;
+	const float *x;
+	float scale;
+	int filter;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float v[N];
+		load<N>(v, x + i);
+		for (int k = 0; k < N; k++) {
+			v[k] *= scale;
+			v[k] = filter && !finite(v[k]) ? 0 : v[k];
+		}
+		store<N>(y + i, v);
+	}
+};
+
+void cast(struct dev *d, void *y, const float *x, size_t n, float scale, int flags)
+{
+	map(d, n, aligned(x, 16) && aligned(y, 16), cast_op{(T *)y, x, scale, flags & OP_FILTER});
+}
+
+struct uncast_op {
+	float *y;
+	const T *x;
+	float scale;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float v[N];
+		load<N>(v, x + i);
+		for (int k = 0; k < N; k++)
+			v[k] *= scale;
+		store<N>(y + i, v);
+	}
+};
+
+void uncast(struct dev *d, float *y, const void *x, size_t n, float scale)
+{
+	map(d, n, aligned(x, 16) && aligned(y, 16), uncast_op{y, (const T *)x, scale});
+}
+
+struct add_op {
+	float *y;
+	const float *x;
+	const T *r;
+	float gain;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float v[N], w[N];
+		load<N>(v, x + i);
+		load<N>(w, r + i);
+		for (int k = 0; k < N; k++)
+			v[k] += gain * w[k];
+		store<N>(y + i, v);
+	}
+};
+
+void add(struct dev *d, float *y, const float *x, const void *r, float gain, size_t n)
+{
+	map(d, n, aligned(x, 16) && aligned(y, 16) && aligned(r, 16), add_op{y, x, (const T *)r, gain});
+}
+
+/* ---- ReLU ---- */
+
+struct relu_op {
+	T *y;
+	const float *x;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float v[N];
+		load<N>(v, x + i);
+		/* Written so that a NaN stays one. */
+		for (int k = 0; k < N; k++)
+			v[k] = v[k] < 0 ? 0 : v[k];
+		store<N>(y + i, v);
+	}
+};
+
+void relu_fwd(struct dev *d, void *y, const float *x, size_t n, int flags)
+{
+	if (!T_IS_F32 && flags & OP_F32)
+		for_f32::relu_fwd(d, y, x, n, flags);
+	else
+		map(d, n, aligned(x, 16) && aligned(y, 16), relu_op{(T *)y, x});
+}
+
+struct relu_bwd_op {
+	T *dx;
+	const T *dy, *y;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float g[N], v[N];
+		load<N>(g, dy + i);
+		load<N>(v, y + i);
+		for (int k = 0; k < N; k++)
+			g[k] = v[k] > 0 ? g[k] : 0;
+		store<N>(dx + i, g);
+	}
+};
+
+void relu_bwd(struct dev *d, void *dx, const void *dy, const void *y, size_t n)
+{
+	if (dx)
+		map(d, n, aligned(dx, 16) && aligned(dy, 16) && aligned(y, 16), relu_bwd_op{(T *)dx, (const T *)dy, (const T *)y});
+}
+
+struct relu_bwd_add_op {
+	float *dx;
+	const T *dy;
+	const float *x;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float s[N], g[N], v[N];
+		load<N>(s, dx + i);
+		load<N>(g, dy + i);
+		load<N>(v, x + i);
+		for (int k = 0; k < N; k++)
+			s[k] += v[k] > 0 ? g[k] : 0;
+		store<N>(dx + i, s);
+	}
+};
+
+void relu_bwd_add(struct dev *d, float *dx, const void *dy, const float *x, size_t n, int flags)
+{
+	if (!T_IS_F32 && flags & OP_F32)
+		for_f32::relu_bwd_add(d, dx, dy, x, n, flags);
+	else if (dx)
+		map(d, n, aligned(dx, 16) && aligned(dy, 16) && aligned(x, 16), relu_bwd_add_op{dx, (const T *)dy, x});
+}
+
+/* ---- GELU ---- */
+
+DEVICE float normal_cdf(float u)
+{
+	return 0.5f * erfcf(-0.70710678f * u);
+}
+
+DEVICE float gelu(float u, int exact)
+{
+	return exact ? u * normal_cdf(u) : u / (1.0f + expf(-1.702f * u));
+}
+
+/* The derivative: s + u s' with s the gate. */
+DEVICE float gelu_slope(float u, int exact)
+{
+	if (exact) {
+		float bell = expf(-0.5f * u * u);
+		return normal_cdf(u) + 0.39894228f * u * bell;
+	}
+	float s = 1.0f / (1.0f + expf(-1.702f * u));
+	return s + 1.702f * u * (s * (1.0f - s));
+}
+
+struct gelu_op {
+	T *y;
+	const T *u;
+	int exact;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float v[N];
+		load<N>(v, u + i);
+		for (int k = 0; k < N; k++)
+			v[k] = gelu(v[k], exact);
+		store<N>(y + i, v);
+	}
+};
+
+void gelu_fwd(struct dev *d, void *y, const void *u, size_t n, int exact)
+{
+	map(d, n, aligned(y, 16) && aligned(u, 16), gelu_op{(T *)y, (const T *)u, exact});
+}
+
+struct gelu_bwd_op {
+	T *du;
+	const T *dy, *u;
+	int exact;
+	template <int N> __device__ void at(size_t i) const
+	{
+		float g[N], v[N];
+		load<N>(g, dy + i);
+		load<N>(v, u + i);
+		for (int k = 0; k < N; k++)
+			g[k] *= gelu_slope(v[k], exact);
+		store<N>(du + i, g);
+	}
+};
+
+void gelu_bwd(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact)
+{
+	if (du)
+		map(d, n, aligned(du, 16) && aligned(dy, 16) && aligned(u, 16), gelu_bwd_op{(T *)du, (const T *)dy, (const T *)u, exact});
+}
+
+/* ---- pixels ---- */
+
+struct pixels_op {
+	float *x;
+	const uint8_t *rgb;
+	float scale[3], shift[3];
+	template <int N> __device__ void at(size_t i) const
+	{
+		for (int k = 0; k < N; k++) {
+			int c = (int)((i + k) % 3);
+			float gain = c == 0 ? scale[0] : c == 1 ? scale[1] : scale[2];
+			float rest = c == 0 ? shift[0] : c == 1 ? shift[1] : shift[2];
+			x[i + k] = rgb[i + k] * gain + rest;
+		}
+	}
+};
+
+void pixels(struct dev *d, float *x, const uint8_t *rgb, size_t n_pixels, const float scale[3], const float shift[3])
+{
+	map(d, 3 * n_pixels, true,
+	    pixels_op{x, rgb, {scale[0], scale[1], scale[2]}, {shift[0], shift[1], shift[2]}});
+}
+
+/* ---- embeddings ---- */
+
+/* A block a row. */
+KERNEL embed_kernel(float *h, const float *table, const int32_t *idx, int C, int add)
+{
+	size_t r = blockIdx.x;
+	int32_t k = idx[r];
+	for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
+		float x = k >= 0 ? table[(size_t)k * C + c] : 0;
+		h[r * C + c] = add ? h[r * C + c] + x : x;
+	}
+}
+
+static dim3 row_threads(int C)
+{
+	return dim3(C <= 64 ? 64 : C <= 128 ? 128 : 256);
+}
+
+void embed_fwd(struct dev *d, float *h, const float *table, const int32_t *idx, size_t rows, int C, int add)
+{
+	launch(d, embed_kernel, dim3((unsigned)rows), row_threads(C), 0, h, table, idx, C, add);
+}
+
+enum { LINK_THREADS = 256 };
+
+/* next[r] = the next row with the index of row r, -1: none; first[r] = no row before r has it.  Quadratic in the
+ * rows, but with a compare of integers in shared memory: 0.1 ms for the 10,000 rows of a batch. */
+KERNEL link_rows_kernel(int32_t *next, int32_t *first, const int32_t *idx, int rows)
+{
+	int32_t *tile = (int32_t *)SHARED;
+	int r = (int)(blockIdx.x * LINK_THREADS + threadIdx.x);
+	int32_t mine = r < rows ? idx[r] : -1, after = -1, leads = 1;
+	for (int t = 0; t < rows; t += LINK_THREADS) {
+		int j = t + (int)threadIdx.x;
+		__syncthreads();
+		tile[threadIdx.x] = j < rows ? idx[j] : -1;
+		__syncthreads();
+		for (int k = 0; k < LINK_THREADS; k++) {
+			bool same = tile[k] == mine;
+			if (same && t + k < r)
+				leads = 0;
+			if (same && t + k > r && after < 0)
+				after = t + k;
+		}
+	}
+	if (r < rows) {
+		next[r] = after;
+		first[r] = leads && mine >= 0;
+	}
+}
+
+/* The block of an index's first row adds all its rows, in their order. */
+KERNEL embed_bwd_kernel(float *dtable, const float *dh, const int32_t *idx, const int32_t *next,
+                                        const int32_t *first, int C)
+{
+	int r = (int)blockIdx.x;
+	if (!first[r])
+		return;
+	for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
+		float *out = dtable + (size_t)idx[r] * C + c, s = *out;
+		for (int k = r; k >= 0; k = next[k])
+			s += dh[(size_t)k * C + c];
+		*out = s;
+	}
+}
+
+void embed_bwd(struct dev *d, float *dtable, const float *dh, const int32_t *idx, size_t rows, int C)
+{
+	if (!dtable)
+		return;
+	int32_t *next = (int32_t *)cuda_scratch(d, rows * sizeof *next), *first = (int32_t *)cuda_scratch(d, rows * sizeof *first);
+	if (!next || !first)
+		return;
+	launch(d, link_rows_kernel, dim3((unsigned)ceil_div(rows, LINK_THREADS)), dim3(LINK_THREADS), LINK_THREADS * sizeof *next,
+	       next, first, idx, rows);
+	launch(d, embed_bwd_kernel, dim3((unsigned)rows), row_threads(C), 0, dtable, dh, idx, next, first, C);
+}
+}

@@ -1,0 +1,423 @@
+/* gemm.cu - our own matrix products on a GPU: blocks of BM x BN sums, slices of the factors in shared memory.  16-bit
+ * types go to the tensor cores with three slices under way; f32 is plain multiply-add with the next slice in registers.
+ * Sums run over k in one order whatever the number of rows.
+ *
+ * A convolution is such a product with the picture's neighbourhoods as a factor: they are gathered slice by slice into
+ * shared memory and never written out. */
+#include "gemm.cuh"
+#include "mma.cuh"
+
+namespace FOR_TYPE {
+
+enum {
+	BM = 128, THREADS = 256,
+	CHUNK = 16 / (int)sizeof(T),       /* elements of 16 bytes */
+	BK = T_IS_F32 ? 16 : 32,
+	PAD = T_IS_F32 ? 4 : 8, STAGES = 3,
+};
+
+/* ---- where the elements of a factor are ---- */
+
+/* A line of a factor: the pixel that the gathered neighbourhood is around. */
+struct line {
+	const T *p; /* the line, or the centre pixel's; NULL: beyond the last */
+	int y, x;
+};
+
+DEVICE struct line line_at(const struct operand &o, int i, int count)
+{
+	struct line l = {NULL, 0, 0};
+	if (i >= count)
+		return l;
+	l.p = (const T *)o.p + (size_t)i * o.C;
+	if (o.taps > 1) {
+		l.x = i % o.W;
+		l.y = i / o.W % o.H;
+	}
+	return l;
+}
+
+/* Element j of the line (its index along k or rows, the tap before the channel); NULL: zero. */
+DEVICE const T *element(const struct operand &o, const struct line &l, int j, int count)
+{
+	if (!l.p || j >= count)
+		return NULL;
+	if (o.taps == 1)
+		return l.p + j;
+	int tap = j / o.C, dy = tap / o.side - o.side / 2, dx = tap % o.side - o.side / 2;
+	if ((unsigned)(l.y + dy) >= (unsigned)o.H || (unsigned)(l.x + dx) >= (unsigned)o.W)
+		return NULL;
+	return l.p + ((long)dy * o.W + dx) * o.C + (j - tap * o.C);
+}
+
+/* CHUNK elements from j on into out; VECTOR: they are together and aligned. */
+template <bool VECTOR> DEVICE void gather(T *out, const struct operand &o, const struct line &l, int j, int count)
+{
+	if constexpr (VECTOR) {
+		const T *p = element(o, l, j, count);
+		if (p)
+			*(pack<T, CHUNK> *)out = *(const pack<T, CHUNK> *)p;
+		else
+			memset(out, 0, 16);
+	} else {
+#pragma unroll
+		for (int e = 0; e < CHUNK; e++) {
+			const T *p = element(o, l, j + e, count);
+			out[e] = p ? *p : make<T>(0);
+		}
+	}
+}
+
+/* ---- the result ---- */
+
+struct result {
+	void *c;
+	const float *bias;
+	int m, n;
+	bool c_f32, add, relu;
+};
+
+DEVICE void put(const struct result &c, int i, int j, float v)
+{
+	if (i >= c.m || j >= c.n)
+		return;
+	size_t at = (size_t)i * c.n + j;
+	v += c.bias ? c.bias[j] : 0;
+	v = c.relu && v < 0 ? 0 : v;
+	if (c.add)
+		((float *)c.c)[at] += v;
+	else if (c.c_f32)
+		((float *)c.c)[at] = v;
+	else
+		((T *)c.c)[at] = make<T>(v);
+}
+
+/* This block's part of k, a multiple of BK but for the last. */
+DEVICE void k_range(int &from, int &to, int k)
+{
+	int slices = (k + BK - 1) / BK, z = (int)blockIdx.z, parts = (int)gridDim.z;
+	from = (int)((long)slices * z / parts) * BK;
+	to = min(k, (int)((long)slices * (z + 1) / parts) * BK);
+}
+
+#if T_IS_F32
+/* ---- f32: 8 x BN/16 sums a thread ---- */
+
+/* The slice of one factor, [BK][ROWS + PAD] in shared memory: first into registers. */
+template <int ROWS, bool K_FIRST, bool VECTOR> struct slice {
+	enum { EACH = ROWS * BK / CHUNK / THREADS };
+	T reg[EACH][CHUNK];
+
+	/* Which chunk thread t's chunk e is: a row and the first k, or a k and the first row. */
+	DEVICE void where(int e, int &line, int &along)
+	{
+		int c = e * THREADS + (int)threadIdx.x, per = (K_FIRST ? BK : ROWS) / CHUNK;
+		line = c / per;
+		along = c % per * CHUNK;
+	}
+
+	__device__ void fetch(const struct operand &o, int row0, int rows, int k0, int k)
+	{
+		for (int e = 0; e < EACH; e++) {
+			int at, along;
+			where(e, at, along);
+			struct line l = line_at(o, (K_FIRST ? row0 : k0) + at, K_FIRST ? rows : k);
+			gather<VECTOR>(reg[e], o, l, (K_FIRST ? k0 : row0) + along, K_FIRST ? k : rows);
+		}
+	}
+
+	__device__ void place(float *shared) const
+	{
+		for (int e = 0; e < EACH; e++) {
+			int at, along;
+			where(e, at, along);
+			for (int q = 0; q < CHUNK; q++)
+				shared[K_FIRST ? (along + q) * (ROWS + PAD) + at : at * (ROWS + PAD) + along + q] = reg[e][q];
+		}
+	}
+};
+
+template <bool KA, bool KB, bool VECTOR, int BN>
+KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operand b, struct result c, int k)
+{
+	enum { TN = BN / 16, A_SLICE = BK * (BM + PAD), B_SLICE = BK * (BN + PAD) };
+	float *as = (float *)SHARED, *bs = as + 2 * A_SLICE;
+	int row0 = (int)blockIdx.x * BM, column0 = (int)blockIdx.y * BN, tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+	float sum[8][TN] = {};
+	slice<BM, KA, VECTOR> na;
+	slice<BN, KB, VECTOR> nb;
+	int from, to, turn = 0;
+	k_range(from, to, k);
+	na.fetch(a, row0, c.m, from, to);
+	nb.fetch(b, column0, c.n, from, to);
+	na.place(as);
+	nb.place(bs);
+	__syncthreads();
+	for (int k0 = from; k0 < to; k0 += BK, turn ^= 1) {
+		bool more = k0 + BK < to;
+		if (more) {
+			na.fetch(a, row0, c.m, k0 + BK, to);
+			nb.fetch(b, column0, c.n, k0 + BK, to);
+		}
+		const float *pa = as + turn * A_SLICE + ty * 4, *pb = bs + turn * B_SLICE + tx * 4;
+#pragma unroll
+		for (int p = 0; p < BK; p++, pa += BM + PAD, pb += BN + PAD) {
+			float x[8], y[TN];
+			load<4>(x, pa);
+			load<4>(x + 4, pa + 64);
+			for (int j = 0; j < TN; j += 4)
+				load<4>(y + j, pb + 16 * j);
+#pragma unroll
+			for (int i = 0; i < 8; i++)
+#pragma unroll
+				for (int j = 0; j < TN; j++)
+					sum[i][j] += x[i] * y[j];
+		}
+		if (more) {
+			na.place(as + (turn ^ 1) * A_SLICE);
+			nb.place(bs + (turn ^ 1) * B_SLICE);
+		}
+		__syncthreads();
+	}
+	c.c = (float *)c.c + (size_t)blockIdx.z * c.m * c.n;
+	for (int i = 0; i < 8; i++)
+		for (int j = 0; j < TN; j++)
+			put(c, row0 + i / 4 * 64 + ty * 4 + i % 4, column0 + j / 4 * 64 + tx * 4 + j % 4, sum[i][j]);
+}
+
+static size_t product_shared(int bn)
+{
+	return 2 * (size_t)BK * (BM + PAD + bn + PAD) * sizeof(float);
+}
+
+#else
+/* ---- 16 bits: tensor cores ---- */
+
+/* The slice of one factor in shared memory: [ROWS][BK + PAD], or [BK][ROWS + PAD]; the padding keeps the eight rows of
+ * a matrix in different banks. */
+template <int ROWS, bool K_FIRST> struct tile {
+	enum {
+		LINES = K_FIRST ? ROWS : BK, ALONG = K_FIRST ? BK : ROWS, LINE = ALONG + PAD,
+		SIZE = LINES * LINE, EACH = ROWS * BK / CHUNK / THREADS,
+	};
+};
+
+template <int ROWS, bool K_FIRST, bool VECTOR>
+DEVICE void fetch(T *shared, const struct operand &o, int row0, int rows, int k0, int k)
+{
+	typedef tile<ROWS, K_FIRST> t;
+#pragma unroll
+	for (int e = 0; e < t::EACH; e++) {
+		int c = e * THREADS + (int)threadIdx.x, at = c / (t::ALONG / CHUNK), along = c % (t::ALONG / CHUNK) * CHUNK;
+		struct line l = line_at(o, (K_FIRST ? row0 : k0) + at, K_FIRST ? rows : k);
+		T *to = shared + at * t::LINE + along;
+		int j = (K_FIRST ? k0 : row0) + along, count = K_FIRST ? k : rows;
+		if constexpr (VECTOR) {
+			const T *p = element(o, l, j, count);
+			copy16(to, p ? p : o.p, !p);
+		} else {
+			gather<false>(to, o, l, j, count);
+		}
+	}
+}
+
+/* a of 16 rows from row0 on and k0 .. k0 + 15. */
+template <int ROWS, bool K_FIRST> DEVICE void a_fragment(uint32_t r[4], const T *shared, int row0, int k0)
+{
+	int lane = (int)threadIdx.x % WARP, i = lane % 8, m = lane / 8, row = row0 + m % 2 * 8, k = k0 + m / 2 * 8;
+	if (K_FIRST)
+		load_matrices(r, shared + (row + i) * tile<ROWS, true>::LINE + k);
+	else
+		load_matrices_transposed(r, shared + (k + i) * tile<ROWS, false>::LINE + row);
+}
+
+/* b of 16 columns, two fragments. */
+template <int ROWS, bool K_FIRST> DEVICE void b_fragments(uint32_t r[4], const T *shared, int column0, int k0)
+{
+	int lane = (int)threadIdx.x % WARP, i = lane % 8, m = lane / 8, column = column0 + m / 2 * 8, k = k0 + m % 2 * 8;
+	if (K_FIRST)
+		load_matrices(r, shared + (column + i) * tile<ROWS, true>::LINE + k);
+	else
+		load_matrices_transposed(r, shared + (k + i) * tile<ROWS, false>::LINE + column);
+}
+
+template <bool KA, bool KB, bool VECTOR, int BN>
+KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operand b, struct result c, int k)
+{
+	/* Eight warps: 2 x 4 of 64 x 32 sums, or 4 x 2 of 32 x 32. */
+	enum {
+		WARPS_N = BN / 32, WM = BM / (8 / WARPS_N), MT = WM / 16, NT = 4,
+		A_SLICE = tile<BM, KA>::SIZE, B_SLICE = tile<BN, KB>::SIZE,
+	};
+	T *as = (T *)SHARED, *bs = as + STAGES * A_SLICE;
+	int row0 = (int)blockIdx.x * BM, column0 = (int)blockIdx.y * BN, lane = (int)threadIdx.x % WARP;
+	int warp = (int)threadIdx.x / WARP, wr = warp / WARPS_N * WM, wc = warp % WARPS_N * 32, from, to;
+	float sum[MT][NT][4] = {};
+	k_range(from, to, k);
+	for (int s = 0; s < STAGES - 1; s++) {
+		if (from + s * BK < to) {
+			fetch<BM, KA, VECTOR>(as + s * A_SLICE, a, row0, c.m, from + s * BK, to);
+			fetch<BN, KB, VECTOR>(bs + s * B_SLICE, b, column0, c.n, from + s * BK, to);
+		}
+		copies_commit();
+	}
+	for (int k0 = from, turn = 0; k0 < to; k0 += BK, turn = turn + 1 == STAGES ? 0 : turn + 1) {
+		copies_wait<STAGES - 2>();
+		__syncthreads();
+		int ahead = k0 + (STAGES - 1) * BK, place = turn == 0 ? STAGES - 1 : turn - 1;
+		if (ahead < to) {
+			fetch<BM, KA, VECTOR>(as + place * A_SLICE, a, row0, c.m, ahead, to);
+			fetch<BN, KB, VECTOR>(bs + place * B_SLICE, b, column0, c.n, ahead, to);
+		}
+		copies_commit();
+#pragma unroll
+		for (int p = 0; p < BK; p += 16) {
+			uint32_t fa[MT][4], fb[NT / 2][4];
+#pragma unroll
+			for (int i = 0; i < MT; i++)
+				a_fragment<BM, KA>(fa[i], as + turn * A_SLICE, wr + 16 * i, p);
+#pragma unroll
+			for (int j = 0; j < NT / 2; j++)
+				b_fragments<BN, KB>(fb[j], bs + turn * B_SLICE, wc + 16 * j, p);
+#pragma unroll
+			for (int i = 0; i < MT; i++)
+#pragma unroll
+				for (int j = 0; j < NT; j++)
+					mma(sum[i][j], fa[i], fb[j / 2] + j % 2 * 2, T());
+		}
+	}
+	c.c = (char *)c.c + (size_t)blockIdx.z * c.m * c.n * sizeof(float); /* parts are f32 */
+#pragma unroll
+	for (int i = 0; i < MT; i++)
+#pragma unroll
+		for (int j = 0; j < NT; j++)
+#pragma unroll
+			for (int q = 0; q < 4; q++)
+				put(c, row0 + wr + 16 * i + lane / 4 + q / 2 * 8, column0 + wc + 8 * j + lane % 4 * 2 + q % 2, sum[i][j][q]);
+}
+
+template <bool KA, bool KB> static size_t shared_of(int bn)
+{
+	size_t b = bn == 128 ? (size_t)tile<128, KB>::SIZE : (size_t)tile<64, KB>::SIZE;
+	return STAGES * (tile<BM, KA>::SIZE + b) * sizeof(T);
+}
+#endif
+
+/* ---- launches ---- */
+
+template <bool KA, bool KB, bool VECTOR, int BN> static void run(struct dev *d, const struct product *p)
+{
+	struct result c = {p->c, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->add, p->relu};
+	dim3 grid((unsigned)ceil_div(p->m, BM), (unsigned)ceil_div(p->n, BN), (unsigned)(p->splits > 1 ? p->splits : 1));
+#if T_IS_F32
+	size_t shared = product_shared(BN);
+#else
+	size_t shared = shared_of<KA, KB>(BN);
+#endif
+	launch(d, product_kernel<KA, KB, VECTOR, BN>, grid, dim3(THREADS), shared, p->a, p->b, c, p->k);
+}
+
+template <bool KA, bool KB> static void run_kind(struct dev *d, const struct product *p, bool vector)
+{
+	if (vector && p->n > 64)
+		run<KA, KB, true, 128>(d, p);
+	else if (vector)
+		run<KA, KB, true, 64>(d, p);
+	else
+		run<KA, KB, false, 64>(d, p);
+}
+
+/* Lines of whole, aligned chunks. */
+static bool in_chunks(const struct operand *o, int rows, int k)
+{
+	return o->C % CHUNK == 0 && (o->k_first ? k : rows) % CHUNK == 0 && aligned(o->p, 16);
+}
+
+void own_product(struct dev *d, const struct product *p)
+{
+	bool vector = in_chunks(&p->a, p->m, p->k) && in_chunks(&p->b, p->n, p->k);
+	if (p->a.k_first && p->b.k_first)
+		run_kind<true, true>(d, p, vector);
+	else if (p->a.k_first)
+		run_kind<true, false>(d, p, vector);
+	else
+		run_kind<false, false>(d, p, vector);
+}
+
+int product_splits(const struct dev *d, int m, int n, int k)
+{
+	int tiles = (int)(ceil_div(m, BM) * ceil_div(n, n > 64 ? 128 : 64)), most = k / (8 * BK), want = 2 * d->sms / tiles;
+	int splits = want < most ? want : most;
+	return splits > 1 ? splits : 1;
+}
+
+struct gradient_op {
+	void *dw;
+	bool dw_t;
+	const float *part;
+	int splits, C, taps;
+	size_t n; /* of all weights */
+	template <int N> __device__ void at(size_t i) const
+	{
+		/* i = (m * taps + tap) * C + channel; in dw the channel comes before the tap. */
+		size_t channel = i % C, tap = i / C % taps, m = i / C / taps, to = (m * C + channel) * taps + tap;
+		float s = 0;
+		for (int k = 0; k < splits; k++)
+			s += part[k * n + i];
+		if (dw_t)
+			((T *)dw)[to] = make<T>(to_f(((T *)dw)[to]) + s);
+		else
+			((float *)dw)[to] += s;
+	}
+};
+
+void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int C, int taps)
+{
+	size_t n = (size_t)p->m * p->n;
+	p->splits = product_splits(d, p->m, p->n, p->k);
+	p->c_f32 = true;
+	p->c = cuda_scratch(d, n * p->splits * sizeof(float));
+	if (!p->c)
+		return;
+	own_product(d, p);
+	map(d, n, false, gradient_op{dw, dw_t, (const float *)p->c, p->splits, C, taps, n});
+}
+
+/* ---- column sums: over strips of rows, then over the strips ---- */
+
+enum { STRIPS = 256, COLUMN_THREADS = 128 };
+
+KERNEL column_strips_kernel(float *part, const T *x, size_t rows, int C)
+{
+	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
+	size_t from = rows * blockIdx.y / gridDim.y, to = rows * (blockIdx.y + 1) / gridDim.y;
+	if (c >= C)
+		return;
+	float s = 0;
+	for (size_t r = from; r < to; r++)
+		s += to_f(x[r * C + c]);
+	part[(size_t)blockIdx.y * C + c] = s;
+}
+
+KERNEL column_total_kernel(float *sums, const float *part, int strips, int C)
+{
+	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
+	if (c >= C)
+		return;
+	float s = 0;
+	for (int k = 0; k < strips; k++)
+		s += part[(size_t)k * C + c];
+	sums[c] += s;
+}
+
+void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C)
+{
+	size_t strips = ceil_div(rows, 32) < STRIPS ? ceil_div(rows, 32) : (size_t)STRIPS;
+	float *part = (float *)cuda_scratch(d, strips * C * sizeof *part);
+	unsigned columns = (unsigned)ceil_div(C, COLUMN_THREADS);
+	if (!part || !strips)
+		return;
+	launch(d, column_strips_kernel, dim3(columns, (unsigned)strips), dim3(COLUMN_THREADS), 0, part, (const T *)x, rows, C);
+	launch(d, column_total_kernel, dim3(columns), dim3(COLUMN_THREADS), 0, sums, part, (int)strips, C);
+}
+}

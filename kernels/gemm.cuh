@@ -1,0 +1,42 @@
+/* gemm.cuh - our own matrix products on a GPU (gemm.cu): all f32 products, whose rows must not depend on their
+ * number; every convolution; and 16-bit products that cuBLASLt declines. */
+#ifndef GEMM_CUH
+#define GEMM_CUH
+
+#include "cuda.cuh"
+
+/* One factor, by rows of the product (a: rows of c, b: columns of c) and the summed index k.
+ *   k_first   element(row, k) = p[row * C + k]: k is contiguous
+ *   else      element(row, k) = p[k * C + row]
+ * or, with taps > 1, the neighbourhoods of a picture x[N,H,W,C], side * side = taps: a pixel and (tap, channel) in
+ * place of row and k (k_first), or of k and row. */
+struct operand {
+	const void *p;
+	int C;         /* elements of a line; must be `lines of k` or of rows of the other kind */
+	bool k_first;
+	int taps, side, H, W;
+};
+
+/* c[m, n] = sum over k a(m, k) b(n, k). */
+struct product {
+	struct operand a, b;
+	int m, n, k;
+	void *c;           /* [m, n] */
+	bool c_f32;        /* c is f32 although T is not */
+	bool add;          /* c += (f32) */
+	bool relu;
+	const float *bias; /* [n] or NULL */
+	int splits;        /* more than 1: c is f32 [splits, m, n], parts of the sum */
+};
+
+namespace FOR_TYPE {
+void own_product(struct dev *d, const struct product *p);
+/* As many splits as fill the device, when the product itself is small. */
+int product_splits(const struct dev *d, int m, int n, int k);
+/* dw[m, C, taps] += the product's sum, in the weights' order (the product's n runs over taps, then C); dw_t: dw is T. */
+void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int C, int taps);
+/* sums[C] += column sums of x[rows, C]. */
+void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C);
+}
+
+#endif

@@ -1,0 +1,261 @@
+/* matmul.cu - linear layers on a GPU.  16-bit products go through cuBLASLt, with bias and accumulation in its
+ * epilogue; its choice of algorithm is asked for once per shape and kept.  What it declines, and all f32 products
+ * (cuBLASLt's result of a row changes with the number of rows), are ours: gemm.cu. */
+#include "gemm.cuh"
+
+#include <stdlib.h>
+
+#ifndef PRODUCT_PLAN
+#define PRODUCT_PLAN
+/* What decides on an algorithm.  All in the library's terms, column after column:
+ * d[m,n] = op(a)[m,k] op(b)[k,n] (+ d) (+ bias[m]). */
+struct product_shape {
+	int m, n, k;
+	int a_transposed, b_transposed;
+	int d_f32, add, bias;
+	int alignment; /* bytes, of all pointers */
+};
+struct product_plan {
+	struct product_shape shape;
+	int good; /* the library can */
+#ifndef CUDA_EMULATED
+	cublasLtMatmulDesc_t desc;
+	cublasLtMatrixLayout_t a, b, d;
+	cublasLtMatmulAlgo_t algo;
+	size_t workspace;
+#endif
+};
+#endif
+
+#if T_IS_F32
+#ifdef CUDA_EMULATED
+void product_plans_free(struct dev *d)
+{
+	free(d->plans);
+}
+#else
+void product_plans_free(struct dev *d)
+{
+	for (int i = 0; i < d->plan_count; i++) {
+		struct product_plan *p = &d->plans[i];
+		cublasLtMatrixLayoutDestroy(p->a);
+		cublasLtMatrixLayoutDestroy(p->b);
+		cublasLtMatrixLayoutDestroy(p->d);
+		cublasLtMatmulDescDestroy(p->desc);
+	}
+	free(d->plans);
+}
+#endif
+#endif
+
+namespace FOR_TYPE {
+
+#if !T_IS_F32
+/* ---- the library ---- */
+
+struct library_product {
+	struct product_shape s;
+	const void *a, *b;
+	void *d;
+	const float *bias;
+};
+
+#ifdef CUDA_EMULATED
+static void plan_make(struct dev *, struct product_plan *p)
+{
+	const char *off = getenv("EMU_LT");
+	p->good = !off || *off != '0';
+}
+
+/* The definition. */
+static void plan_run(struct dev *, const struct product_plan *, const struct library_product *l)
+{
+	struct library_product q = *l;
+	emu_host([q] {
+		const struct product_shape &s = q.s;
+		const T *a = (const T *)q.a, *b = (const T *)q.b;
+		for (size_t j = 0; j < (size_t)s.n; j++)
+			for (size_t i = 0; i < (size_t)s.m; i++) {
+				float sum = 0;
+				for (size_t k = 0; k < (size_t)s.k; k++)
+					sum += to_f(a[s.a_transposed ? i * s.k + k : k * s.m + i]) *
+					       to_f(b[s.b_transposed ? k * s.n + j : j * s.k + k]);
+				size_t at = j * s.m + i;
+				sum += q.bias ? q.bias[i] : 0;
+				if (s.add)
+					sum += s.d_f32 ? ((float *)q.d)[at] : to_f(((T *)q.d)[at]);
+				if (s.d_f32)
+					((float *)q.d)[at] = sum;
+				else
+					((T *)q.d)[at] = make<T>(sum);
+			}
+	});
+}
+#else
+static void layout_make(cublasLtMatrixLayout_t *out, cudaDataType_t type, int transposed, int rows, int columns)
+{
+	int r = transposed ? columns : rows, c = transposed ? rows : columns;
+	cublasLtMatrixLayoutCreate(out, type, (uint64_t)r, (uint64_t)c, r);
+}
+
+static void plan_make(struct dev *d, struct product_plan *p)
+{
+	const struct product_shape *s = &p->shape;
+	cudaDataType_t t = T_DTYPE == DT_BF16 ? CUDA_R_16BF : CUDA_R_16F, dt = s->d_f32 ? CUDA_R_32F : t, bias_t = CUDA_R_32F;
+	cublasOperation_t ta = s->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+	cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+	cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
+	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb);
+	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+	if (s->bias)
+		cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_t, sizeof bias_t);
+	layout_make(&p->a, t, s->a_transposed, s->m, s->k);
+	layout_make(&p->b, t, s->b_transposed, s->k, s->n);
+	layout_make(&p->d, dt, 0, s->m, s->n);
+	cublasLtMatmulPreference_t wish;
+	cublasLtMatmulHeuristicResult_t found;
+	size_t room = CUDA_WORKSPACE;
+	uint32_t bytes = (uint32_t)s->alignment;
+	int count = 0;
+	cublasLtMatmulPreferenceCreate(&wish);
+	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &bytes, sizeof bytes);
+	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &bytes, sizeof bytes);
+	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &bytes, sizeof bytes);
+	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &bytes, sizeof bytes);
+	p->good = cublasLtMatmulAlgoGetHeuristic(d->lt, p->desc, p->a, p->b, p->d, p->d, wish, 1, &found, &count) ==
+	              CUBLAS_STATUS_SUCCESS &&
+	          count == 1;
+	cublasLtMatmulPreferenceDestroy(wish);
+	if (p->good) {
+		p->algo = found.algo;
+		p->workspace = found.workspaceSize;
+	}
+}
+
+static void plan_run(struct dev *d, const struct product_plan *p, const struct library_product *l)
+{
+	float one = 1, beta = l->s.add ? 1 : 0;
+	if (l->bias)
+		cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
+	cublasStatus_t e = cublasLtMatmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo,
+	                                  d->workspace, p->workspace, d->stream);
+	if (e != CUBLAS_STATUS_SUCCESS)
+		cuda_fail(d, "cuBLASLt: status %d", (int)e);
+}
+#endif
+
+/* The largest power of two, up to 256, that all addresses are multiples of. */
+static int alignment_of(const struct library_product *l)
+{
+	uintptr_t all = (uintptr_t)l->a | (uintptr_t)l->b | (uintptr_t)l->d | (uintptr_t)l->bias | 256;
+	return (int)(all & -all);
+}
+
+/* Whether the library did it. */
+static bool library_run(struct dev *d, struct library_product *l)
+{
+	int i = 0;
+	l->s.bias = l->bias != NULL;
+	l->s.alignment = alignment_of(l);
+	while (i < d->plan_count && memcmp(&d->plans[i].shape, &l->s, sizeof l->s))
+		i++;
+	if (i == CUDA_PLANS)
+		return false;
+	if (!d->plans && !(d->plans = (struct product_plan *)calloc(CUDA_PLANS, sizeof *d->plans)))
+		return false;
+	if (i == d->plan_count) {
+		d->plans[i].shape = l->s;
+		plan_make(d, &d->plans[i]);
+		d->plan_count++;
+	}
+	if (d->plans[i].good)
+		plan_run(d, &d->plans[i], l);
+	return d->plans[i].good;
+}
+#endif
+
+/* ---- entries ---- */
+
+static struct operand by_k(const void *p, int k)
+{
+	return operand{p, k, true, 1, 1, 1, 1};
+}
+
+static struct operand by_row(const void *p, int rows)
+{
+	return operand{p, rows, false, 1, 1, 1, 1};
+}
+
+static bool too_many(struct dev *d, size_t rows)
+{
+	if (rows > INT32_MAX)
+		cuda_fail(d, "%zu rows, expected less than 2^31", rows);
+	return rows > INT32_MAX;
+}
+
+void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out, int flags)
+{
+	bool wide = flags & (OP_OUT_F32 | OP_ADD), add = flags & OP_ADD;
+	if (!T_IS_F32 && flags & OP_F32) {
+		for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
+		return;
+	}
+	if (too_many(d, rows) || !rows)
+		return;
+#if !T_IS_F32
+	struct library_product l = {{out, (int)rows, in, 1, 0, wide, add, 0, 0}, w, x, y, b};
+	if (library_run(d, &l))
+		return;
+#endif
+	struct product p = {by_k(x, in), by_k(w, in), (int)rows, out, in, y, wide, add, false, b, 1};
+	own_product(d, &p);
+}
+
+static void linear_dx(struct dev *d, void *dx, const void *dy, const void *w, int rows, int in, int out)
+{
+#if !T_IS_F32
+	struct library_product l = {{in, rows, out, 0, 0, 0, 0, 0, 0}, w, dy, dx, NULL};
+	if (library_run(d, &l))
+		return;
+#endif
+	struct product p = {by_k(dy, out), by_row(w, in), rows, in, out, dx, false, false, false, NULL, 1};
+	own_product(d, &p);
+}
+
+static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const void *x, int rows, int in, int out)
+{
+#if !T_IS_F32
+	struct library_product l = {{in, out, rows, 0, 1, !dw_t, 1, 0, 0}, x, dy, dw, NULL};
+	if (library_run(d, &l))
+		return;
+#endif
+	struct product p = {by_row(dy, out), by_row(x, in), out, in, rows, NULL, false, false, false, NULL, 1};
+	weight_gradient(d, dw, dw_t, &p, in, 1);
+}
+
+void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
+                int in, int out, int flags)
+{
+	if (!T_IS_F32 && flags & OP_F32) {
+		for_f32::linear_bwd(d, dx, dw, db, dy, x, w, rows, in, out, flags);
+		return;
+	}
+	if (too_many(d, rows) || !rows)
+		return;
+	if (dx)
+		linear_dx(d, dx, dy, w, (int)rows, in, out);
+	if (dw)
+		linear_dw(d, dw, flags & OP_DW_T, dy, x, (int)rows, in, out);
+	if (db)
+		column_sums(d, db, dy, rows, out);
+}
+
+void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows, int in,
+                     int out, int exact)
+{
+	linear_fwd(d, u, x, w, b, rows, in, out, 0);
+	gelu_fwd(d, y, u, rows * (size_t)out, exact); /* of u as it is stored: the backward sees the same */
+}
+}

@@ -1,0 +1,253 @@
+/* bench-cuda.c - rates of the CUDA backend's ops beside ceilings measured in the same run: the product of two large
+ * matrices and the copy of a large block.  --probe only says which device there is; status 1: none.  Whole updates and
+ * sampling are bench-dalle's, run by bench-cuda.sh. */
+#include "../kernels/ops.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const struct ops *ops;
+static struct dev *dev;
+static double gemm, copy; /* ceilings: operations and bytes a second */
+
+static void need(int good, const char *what)
+{
+	if (!good) {
+		fprintf(stderr, "bench-cuda: %s\n", what);
+		exit(1);
+	}
+}
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void finish(void)
+{
+	char err[300];
+	need(ops->sync(dev, err, sizeof err) == 0, err);
+}
+
+/* Memory with values that are not zero: products of zeros take less power. */
+static void *filled(size_t bytes)
+{
+	void *p = ops->alloc(dev, bytes), *h = malloc(1 << 20);
+	need(p && h, "out of memory");
+	for (size_t i = 0; i < 1 << 19; i++)
+		((uint16_t *)h)[i] = (uint16_t)(0x3c00 + i * 40503 % 256 + (i % 3 ? 0x8000 : 0));
+	for (size_t at = 0; at < bytes; at += 1 << 20)
+		ops->put(dev, (char *)p + at, h, bytes - at < 1 << 20 ? bytes - at : 1 << 20);
+	finish();
+	free(h);
+	return p;
+}
+
+/* Seconds of one call of run(), of the fastest of three rounds of at least a fifth of a second. */
+static double seconds(void (*run)(void *), void *with)
+{
+	double best = 1e30;
+	run(with);
+	finish();
+	for (int round = 0; round < 3; round++) {
+		int n = 0;
+		double start = now(), t;
+		do {
+			for (int i = 0; i < 10; i++)
+				run(with);
+			n += 10;
+			finish();
+			t = now() - start;
+		} while (t < 0.2);
+		best = t / n < best ? t / n : best;
+	}
+	return best;
+}
+
+struct product {
+	size_t rows;
+	int in, out;
+	void *x, *w, *y;
+	float *dw;
+};
+
+static void run_forward(void *with)
+{
+	struct product *p = with;
+	ops->linear_fwd(dev, p->y, p->x, p->w, NULL, p->rows, p->in, p->out, 0);
+}
+
+static void run_dx(void *with)
+{
+	struct product *p = with;
+	ops->linear_bwd(dev, p->x, NULL, NULL, p->y, p->x, p->w, p->rows, p->in, p->out, 0);
+}
+
+static void run_dw(void *with)
+{
+	struct product *p = with;
+	ops->linear_bwd(dev, NULL, p->dw, NULL, p->y, p->x, p->w, p->rows, p->in, p->out, 0);
+}
+
+static double product_rate(struct product *p, void (*run)(void *))
+{
+	return 2.0 * (double)p->rows * p->in * p->out / seconds(run, p);
+}
+
+static void bench_product(size_t rows, int in, int out, const char *name)
+{
+	struct product p = {rows, in, out, filled(2 * rows * (size_t)in), filled(2 * (size_t)in * (size_t)out),
+	                    filled(2 * rows * (size_t)out), filled(4 * (size_t)in * (size_t)out)};
+	if (!gemm)
+		gemm = product_rate(&p, run_forward);
+	static void (*const runs[])(void *) = {run_forward, run_dx, run_dw};
+	static const char *const names[] = {"forward", "dx", "dw"};
+	for (int i = 0; i < 3; i++) {
+		double rate = product_rate(&p, runs[i]);
+		printf("  %-28s %-8s %8.1f TFLOP/s  %3.0f %% of the ceiling\n", name, names[i], rate * 1e-12, 100 * rate / gemm);
+	}
+	ops->release(dev, p.x), ops->release(dev, p.w), ops->release(dev, p.y), ops->release(dev, p.dw);
+}
+
+struct block {
+	void *a, *b;
+	size_t bytes;
+};
+
+static void run_copy(void *with)
+{
+	struct block *b = with;
+	ops->copy2d(dev, b->a, b->bytes, b->b, b->bytes, b->bytes, 1);
+}
+
+struct attention {
+	int B, H, D;
+	struct attn_mask m;
+	void *qkv, *y, *dy, *dqkv;
+	float *lse;
+};
+
+static void run_attention(void *with)
+{
+	struct attention *a = with;
+	ops->attn_fwd(dev, a->y, a->lse, a->qkv, a->B, a->H, a->D, &a->m);
+}
+
+static void run_attention_both(void *with)
+{
+	struct attention *a = with;
+	run_attention(with);
+	ops->attn_bwd(dev, a->dqkv, a->dy, a->qkv, a->y, a->lse, a->B, a->H, a->D, &a->m);
+}
+
+/* The paper's sequence of 256 + 1024 states.  Operations are counted for the scores that the mask leaves. */
+static void bench_attention(const char *name, struct attn_mask m)
+{
+	struct attention a = {.B = 8, .H = 32, .D = 64, .m = m};
+	size_t S = (size_t)attn_length(&m), n = (size_t)(a.B * a.H * a.D) * S;
+	double seen = 0;
+	for (int q = 0; q < (int)S; q++)
+		for (int k = 0; k < (int)S; k++)
+			seen += attn_allowed(&m, q, k);
+	a.qkv = filled(6 * n), a.y = filled(2 * n), a.dy = filled(2 * n), a.dqkv = filled(6 * n);
+	a.lse = filled((size_t)(a.B * a.H) * S * 4);
+	double one = 4 * seen * a.B * a.H * a.D, f = seconds(run_attention, &a), both = seconds(run_attention_both, &a);
+	printf("  %-28s forward %7.3f ms %6.1f TFLOP/s, with backward %7.3f ms %6.1f TFLOP/s\n", name, 1e3 * f, 1e-12 * one / f,
+	       1e3 * both, 1e-12 * 3.5 * one / both);
+	ops->release(dev, a.qkv), ops->release(dev, a.y), ops->release(dev, a.dy), ops->release(dev, a.dqkv);
+	ops->release(dev, a.lse);
+}
+
+struct conv {
+	int N, side, in, out, k;
+	void *x, *w, *y;
+	float *b, *dw;
+};
+
+static void run_conv(void *with)
+{
+	struct conv *c = with;
+	ops->conv_fwd(dev, c->y, c->x, c->w, c->b, c->N, c->side, c->side, c->in, c->out, c->k, OP_RELU);
+}
+
+static void run_conv_bwd(void *with)
+{
+	struct conv *c = with;
+	ops->conv_bwd(dev, c->x, c->dw, NULL, c->y, c->x, c->w, c->N, c->side, c->side, c->in, c->out, c->k, 0);
+}
+
+static void bench_conv(int side, int in, int out, int k)
+{
+	struct conv c = {16, side, in, out, k, NULL, NULL, NULL, NULL, NULL};
+	size_t pixels = (size_t)(c.N * side) * (size_t)side, weights = (size_t)(in * out) * (size_t)(k * k);
+	c.x = filled(2 * pixels * (size_t)in), c.y = filled(2 * pixels * (size_t)out), c.w = filled(2 * weights);
+	c.b = filled(4 * (size_t)out), c.dw = filled(4 * weights);
+	double one = 2 * (double)pixels * (double)weights, f = one / seconds(run_conv, &c), b = 2 * one / seconds(run_conv_bwd, &c);
+	printf("  %3d x %-3d  %4d -> %-4d k %d      forward %6.1f TFLOP/s %3.0f %%, backward %6.1f TFLOP/s %3.0f %%\n", side, side, in,
+	       out, k, 1e-12 * f, 100 * f / gemm, 1e-12 * b, 100 * b / gemm);
+	ops->release(dev, c.x), ops->release(dev, c.y), ops->release(dev, c.w), ops->release(dev, c.b), ops->release(dev, c.dw);
+}
+
+struct update {
+	struct adamw_tensor x;
+	size_t n;
+};
+
+static void run_update(void *with)
+{
+	struct update *u = with;
+	struct adamw a = {.lr = 1e-9f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-6f, .g_scale = 1, .step = 2};
+	ops->adamw(dev, &u->x, u->n, &a);
+}
+
+static void bench_update(const char *name, enum dtype w, enum dtype m, enum dtype v, enum dtype g)
+{
+	enum { N = 1 << 26 };
+	struct update u = {{filled((size_t)N * 4), NULL, filled((size_t)N * 4), filled((size_t)N * 4), filled((size_t)N * 4), w, m, v, g}, N};
+	void *copy_of = w == DT_F32 ? filled((size_t)N * 2) : NULL;
+	u.x.wt = copy_of;
+	double bytes = 2.0 * (double)(dtype_bytes(w) + dtype_bytes(m) + dtype_bytes(v)) + (double)dtype_bytes(g) + (copy_of ? 2 : 0);
+	double rate = bytes * N / seconds(run_update, &u);
+	printf("  AdamW, %-21s %8.0f GB/s  %3.0f %% of the copy\n", name, 1e-9 * rate, 100 * rate / copy);
+	ops->release(dev, u.x.w), ops->release(dev, u.x.m), ops->release(dev, u.x.v), ops->release(dev, (void *)(uintptr_t)u.x.g);
+	ops->release(dev, copy_of);
+}
+
+int main(int argc, char **argv)
+{
+	char text[300] = "";
+	int index = 0;
+	ops = ops_find("cuda", &index, text, sizeof text);
+	dev = ops ? ops->open(index, DT_BF16, 0, text, sizeof text) : NULL;
+	need(dev != NULL, text);
+	ops->describe(dev, text, sizeof text);
+	printf("%s\n", text);
+	if (argc > 1 && !strcmp(argv[1], "--probe"))
+		return 0;
+	struct block b = {filled((size_t)1 << 30), filled((size_t)1 << 30), (size_t)1 << 30};
+	copy = 2.0 * (double)b.bytes / seconds(run_copy, &b);
+	ops->release(dev, b.a), ops->release(dev, b.b);
+	printf("ceilings, bf16\n");
+	bench_product(8192, 8192, 8192, "8192 x 8192 x 8192");
+	printf("  %-28s          %8.0f GB/s\nlayers of 1.2b, 8 sequences\n", "copy, read and written", 1e-9 * copy);
+	bench_product(10240, 2048, 6144, "10240 x 2048 -> 6144");
+	bench_product(10240, 2048, 8192, "10240 x 2048 -> 8192");
+	bench_product(10240, 8192, 2048, "10240 x 8192 -> 2048");
+	printf("attention, 8 sequences of 256 + 32 x 32 states, 32 heads of 64\n");
+	bench_attention("dense", (struct attn_mask){ATTN_CAUSAL, 1280, 0, 0, 0, 0});
+	bench_attention("row", (struct attn_mask){ATTN_ROW, 256, 32, 32, 0, 0});
+	bench_attention("column", (struct attn_mask){ATTN_COLUMN, 256, 32, 32, 0, 0});
+	bench_attention("convolution", (struct attn_mask){ATTN_CONV, 256, 32, 32, 11, 0});
+	printf("convolutions of the paper's dVAE, 16 pictures\n");
+	bench_conv(256, 3, 256, 7), bench_conv(256, 256, 64, 3), bench_conv(256, 64, 64, 3), bench_conv(128, 128, 128, 3);
+	bench_conv(64, 256, 256, 3), bench_conv(32, 512, 512, 3);
+	printf("optimizer, 67 million weights\n");
+	bench_update("f32", DT_F32, DT_F32, DT_F32, DT_F32);
+	bench_update("bf16, 1-6-9, 0-6-10", DT_BF16, DT_1_6_9, DT_0_6_10, DT_BF16);
+	ops->close(dev);
+	return 0;
+}

@@ -1,0 +1,742 @@
+/* test-cuda.c - every entry of the CUDA backend against the CPU's references: odd sizes, all types, outputs that begin
+ * as NaN and end in sentinels.  Without a GPU the backend is the emulated device of kernels/emu.h: unless
+ * DALLE_PLUGINS names another, the plugin in the folder `emulated` beside this program's. */
+#include "check.h"
+#include "../kernels/convert.h"
+#include "../kernels/cpu.h"
+#include "../kernels/ops.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { GUARD = 64 };
+static const char *const type_names[] = {"f32", "bf16", "f16", "1-6-9", "0-6-10"};
+
+/* 0: the CPU's references; 1: the device under test. */
+static struct side {
+	const struct ops *o;
+	struct dev *d;
+} side[2];
+static enum dtype T;
+
+/* The same tensor on both sides. */
+struct pair {
+	enum dtype t;
+	size_t n;
+	void *p[2];
+};
+
+/* EACH_SIDE(statement) with o, d and s. */
+#define EACH_SIDE(...)                                                                             \
+	for (int s = 0; s < 2; s++) {                                                              \
+		const struct ops *o = side[s].o;                                                   \
+		struct dev *d = side[s].d;                                                         \
+		__VA_ARGS__;                                                                       \
+	}
+
+static void *must(void *p)
+{
+	if (!p) {
+		fprintf(stderr, "out of memory\n");
+		exit(1);
+	}
+	return p;
+}
+
+static double uniform(double lo, double hi)
+{
+	static uint64_t state = 88172645463325252u;
+	state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+	return lo + (hi - lo) * (double)(state >> 11) * 0x1p-53;
+}
+
+/* Bytes to both sides, and sentinels after them. */
+static struct pair pair_bytes(enum dtype t, size_t n, size_t size, const void *v)
+{
+	struct pair x = {t, n, {NULL, NULL}};
+	char *h = must(malloc(n * size + GUARD));
+	memcpy(h, v, n * size);
+	memset(h + n * size, 0xA5, GUARD);
+	EACH_SIDE(x.p[s] = must(o->alloc(d, n * size + GUARD)); o->put(d, x.p[s], h, n * size + GUARD));
+	EACH_SIDE(char e[64]; o->sync(d, e, sizeof e));
+	free(h);
+	return x;
+}
+
+static struct pair pair_of(enum dtype t, size_t n, double lo, double hi)
+{
+	void *h = must(calloc(n + 1, 4));
+	for (size_t i = 0; i < n; i++)
+		store_from_f32(h, t, i, (float)uniform(lo, hi));
+	struct pair x = pair_bytes(t, n, dtype_bytes(t), h);
+	free(h);
+	return x;
+}
+
+static struct pair pair_output(enum dtype t, size_t n)
+{
+	return pair_of(t, n, NAN, NAN);
+}
+
+static struct pair pair_ints(size_t n, const int32_t *v)
+{
+	return pair_bytes(DT_F32, n, 4, v);
+}
+
+/* n integers in [lo, hi]. */
+static struct pair pair_range(size_t n, int lo, int hi)
+{
+	int32_t *v = must(calloc(n + 1, sizeof *v));
+	for (size_t i = 0; i < n; i++)
+		v[i] = lo + (int32_t)(uniform(0, 1) * (hi - lo + 1));
+	struct pair x = pair_ints(n, v);
+	free(v);
+	return x;
+}
+
+/* n bytes to be written. */
+static struct pair pair_noise(size_t n)
+{
+	unsigned char *h = must(malloc(n + 1));
+	memset(h, 0xEE, n);
+	struct pair x = pair_bytes(DT_F32, n, 1, h);
+	free(h);
+	return x;
+}
+
+static void pair_free(struct pair *x)
+{
+	EACH_SIDE(o->release(d, x->p[s]));
+}
+
+#define FREE(...)                                                                                  \
+	do {                                                                                       \
+		struct pair *all_[] = {__VA_ARGS__};                                               \
+		for (size_t i_ = 0; i_ < sizeof all_ / sizeof *all_; i_++)                         \
+			pair_free(all_[i_]);                                                       \
+	} while (0)
+
+/* Both sides' values as doubles; the sentinels must be whole. */
+static double *pair_get(const struct pair *x, int s, const char *what)
+{
+	size_t bytes = x->n * dtype_bytes(x->t);
+	unsigned char *h = must(malloc(bytes + GUARD));
+	double *v = must(calloc(x->n + 1, sizeof *v));
+	side[s].o->get(side[s].d, h, x->p[s], bytes + GUARD);
+	int whole = 1;
+	for (size_t i = 0; i < GUARD; i++)
+		whole &= h[bytes + i] == 0xA5;
+	CHECK(whole, "%s: writes past the end", what);
+	for (size_t i = 0; i < x->n; i++)
+		v[i] = load_as_f32(h, x->t, i);
+	free(h);
+	return v;
+}
+
+/* Roots of mean squares of the difference and of the reference; infinite if finite values differ from others. */
+static double far_apart(const double *want, const double *got, size_t n, double *most)
+{
+	double diff = 0, size = 1e-30, big = 1e-30;
+	*most = 0;
+	for (size_t i = 0; i < n; i++) {
+		if (isfinite(want[i]) != isfinite(got[i]) || (!isfinite(want[i]) && isnan(want[i]) != isnan(got[i])))
+			return *most = INFINITY;
+		if (!isfinite(want[i]))
+			continue;
+		diff += (got[i] - want[i]) * (got[i] - want[i]);
+		size += want[i] * want[i];
+		*most = fmax(*most, fabs(got[i] - want[i]));
+		big = fmax(big, fabs(want[i]));
+	}
+	*most /= big;
+	return sqrt(diff / size);
+}
+
+/* One rounding to the type, and a few f32 operations in another order. */
+static double unit(enum dtype t)
+{
+	return t == DT_BF16 ? 0x1p-8 : t == DT_F16 ? 0x1p-11 : t == DT_F32 ? 1e-6 : t == DT_1_6_9 ? 0x1p-9 : 0x1p-10;
+}
+
+/* Both sides agree within `units` roundings of the largest value (and half as much in the mean). */
+static void same(const struct pair *x, double units, const char *what)
+{
+	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what), most;
+	double mean = far_apart(want, got, x->n, &most), allowed = units * unit(x->t);
+	CHECK(most <= allowed && mean <= allowed, "%s (%s device, %s): off by %.3g, %.3g in the mean, allowed %.3g", what,
+	      type_names[T], type_names[x->t], most, mean, allowed);
+	free(want);
+	free(got);
+}
+
+/* Values rounded at random by the same bits: only a sum whose last bit differs may round otherwise. */
+static void mostly_equal(const struct pair *x, const char *what)
+{
+	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what);
+	size_t differ = 0;
+	for (size_t i = 0; i < x->n; i++)
+		differ += want[i] != got[i];
+	CHECK(differ <= x->n / 50, "%s (%s device): %zu of %zu differ", what, type_names[T], differ, x->n);
+	free(want);
+	free(got);
+}
+
+static void same_bytes(const struct pair *x, size_t size, const char *what)
+{
+	unsigned char *h[2];
+	for (int s = 0; s < 2; s++) {
+		h[s] = must(malloc(x->n * size + GUARD));
+		side[s].o->get(side[s].d, h[s], x->p[s], x->n * size + GUARD);
+	}
+	size_t bad = 0;
+	for (size_t i = 0; i < x->n * size + GUARD; i++)
+		bad += h[0][i] != h[1][i];
+	CHECK(bad == 0, "%s (%s device): %zu of %zu bytes differ", what, type_names[T], bad, x->n * size);
+	free(h[0]), free(h[1]);
+}
+
+static void open_both(enum dtype t)
+{
+	char err[256];
+	int index = 0;
+	T = t;
+	side[0].o = cpu_reference_ops();
+	side[1].o = ops_find("cuda", &index, err, sizeof err);
+	if (!side[1].o) {
+		fprintf(stderr, "cuda: %s\n", err);
+		exit(1);
+	}
+	EACH_SIDE(side[s].d = o->open(0, t, 1, err, sizeof err); if (!side[s].d) {
+		fprintf(stderr, "%s: %s\n", o->name, err);
+		exit(1);
+	} (void)d);
+}
+
+static void close_both(void)
+{
+	EACH_SIDE(char err[256] = ""; CHECK(o->sync(d, err, sizeof err) == 0, "%s: no sticky error: %s", o->name, err);
+	          o->close(d));
+}
+
+/* ---- elementwise ---- */
+
+static void check_elementwise(size_t n)
+{
+	struct pair x = pair_of(DT_F32, n, -3, 3), u = pair_of(T, n, -9, 9), dy = pair_of(T, n, -1, 1), y = pair_output(T, n);
+	struct pair f = pair_output(DT_F32, n), acc = pair_of(DT_F32, n, -1, 1), f32 = pair_of(DT_F32, n, -1, 1);
+	for (int flags = 0; flags <= OP_FILTER; flags += OP_FILTER) {
+		EACH_SIDE(o->cast(d, y.p[s], x.p[s], n, 0.75f, flags));
+		same_bytes(&y, dtype_bytes(T), "cast");
+	}
+	EACH_SIDE(o->uncast(d, f.p[s], u.p[s], n, -0.5f));
+	same_bytes(&f, 4, "uncast");
+	EACH_SIDE(o->add(d, f.p[s], x.p[s], u.p[s], 0.3f, n));
+	same(&f, 1, "add");
+	EACH_SIDE(o->relu_fwd(d, y.p[s], x.p[s], n, 0));
+	same_bytes(&y, dtype_bytes(T), "relu_fwd");
+	EACH_SIDE(o->relu_fwd(d, f.p[s], x.p[s], n, OP_F32));
+	same_bytes(&f, 4, "relu_fwd in f32");
+	EACH_SIDE(o->relu_bwd(d, y.p[s], dy.p[s], u.p[s], n));
+	same_bytes(&y, dtype_bytes(T), "relu_bwd");
+	EACH_SIDE(o->relu_bwd_add(d, acc.p[s], dy.p[s], x.p[s], n, 0));
+	same(&acc, 1, "relu_bwd_add");
+	EACH_SIDE(o->relu_bwd_add(d, acc.p[s], f32.p[s], x.p[s], n, OP_F32));
+	same(&acc, 1, "relu_bwd_add in f32");
+	for (int exact = 0; exact < 2; exact++) {
+		EACH_SIDE(o->gelu_fwd(d, y.p[s], u.p[s], n, exact));
+		same(&y, 1, "gelu_fwd");
+		EACH_SIDE(o->gelu_bwd(d, y.p[s], dy.p[s], u.p[s], n, exact));
+		same(&y, 1, "gelu_bwd");
+	}
+	FREE(&x, &u, &dy, &y, &f, &acc, &f32);
+}
+
+/* NaN, infinities and what overflows T alone. */
+static void check_filter(void)
+{
+	static const float v[6] = {NAN, INFINITY, -INFINITY, 1e30f, 70000, -2};
+	struct pair x = pair_bytes(DT_F32, 6, 4, v), y = pair_output(T, 6);
+	for (int flags = 0; flags <= OP_FILTER; flags += OP_FILTER) {
+		EACH_SIDE(o->cast(d, y.p[s], x.p[s], 6, 1, flags));
+		same(&y, 1, "cast of what is not finite");
+	}
+	EACH_SIDE(o->relu_fwd(d, y.p[s], x.p[s], 6, 0));
+	same(&y, 1, "relu_fwd of what is not finite");
+	FREE(&x, &y);
+}
+
+static void check_pixels(size_t n)
+{
+	static const float scale[3] = {0.5f, 0.25f, 2}, shift[3] = {-1, 0, 3};
+	unsigned char rgb[3000];
+	for (size_t i = 0; i < sizeof rgb; i++)
+		rgb[i] = (unsigned char)(i * 37 + i / 256);
+	struct pair b = pair_bytes(DT_F32, 3 * n, 1, rgb), x = pair_output(DT_F32, 3 * n);
+	EACH_SIDE(o->pixels(d, x.p[s], b.p[s], n, scale, shift));
+	same(&x, 1, "pixels");
+	FREE(&b, &x);
+}
+
+static void check_embed(size_t rows, int C, int V)
+{
+	struct pair table = pair_of(DT_F32, (size_t)V * C, -1, 1), h = pair_output(DT_F32, rows * C), idx = pair_range(rows, -1, V - 1);
+	struct pair dh = pair_of(DT_F32, rows * C, -1, 1);
+	for (int add = 0; add < 2; add++) {
+		EACH_SIDE(o->embed_fwd(d, h.p[s], table.p[s], idx.p[s], rows, C, add));
+		same(&h, 1, "embed_fwd");
+	}
+	EACH_SIDE(o->embed_bwd(d, table.p[s], dh.p[s], idx.p[s], rows, C));
+	same(&table, 2, "embed_bwd");
+	FREE(&table, &h, &idx, &dh);
+}
+
+/* ---- norms ---- */
+
+static void check_norm(size_t rows, int C, int flags, float scale)
+{
+	enum dtype t = flags & OP_F32 ? DT_F32 : T;
+	size_t n = rows * C;
+	struct pair x = pair_of(DT_F32, n, 4, 6), w = pair_of(DT_F32, C, -1, 1), b = pair_of(DT_F32, C, -1, 1), y = pair_output(t, n);
+	struct pair mean = pair_output(DT_F32, rows), rstd = pair_output(DT_F32, rows), dy = pair_of(t, n, -1, 1);
+	struct pair dx = flags & OP_ADD ? pair_of(DT_F32, n, -1, 1) : pair_output(DT_F32, n);
+	struct pair dw = pair_of(DT_F32, C, -1, 1), db = pair_of(DT_F32, C, -1, 1);
+	EACH_SIDE(o->norm_fwd(d, y.p[s], mean.p[s], rstd.p[s], x.p[s], w.p[s], b.p[s], rows, C, flags & OP_F32));
+	same(&y, t == DT_F32 ? 10 : 1, "norm_fwd");
+	same(&mean, 1, "norm_fwd mean");
+	same(&rstd, 10, "norm_fwd rstd");
+	EACH_SIDE(o->norm_bwd(d, dx.p[s], dw.p[s], db.p[s], dy.p[s], x.p[s], w.p[s], mean.p[s], rstd.p[s], rows, C, scale, flags));
+	same(&dx, 10, "norm_bwd dx");
+	same(&dw, 10, "norm_bwd dw");
+	same(&db, 10, "norm_bwd db");
+	FREE(&x, &w, &b, &y, &mean, &rstd, &dy, &dx, &dw, &db);
+}
+
+static void check_l2(size_t rows, int C)
+{
+	size_t n = rows * C;
+	struct pair x = pair_of(DT_F32, n, -1, 1), y = pair_output(DT_F32, n), r = pair_output(DT_F32, rows);
+	struct pair dy = pair_of(DT_F32, n, -1, 1), dx = pair_output(DT_F32, n);
+	EACH_SIDE(o->l2_fwd(d, y.p[s], r.p[s], x.p[s], rows, C));
+	same(&y, 1, "l2_fwd"), same(&r, 1, "l2_fwd rnorm");
+	EACH_SIDE(o->l2_bwd(d, dx.p[s], dy.p[s], y.p[s], r.p[s], rows, C));
+	same(&dx, 3, "l2_bwd");
+	FREE(&x, &y, &r, &dy, &dx);
+}
+
+/* ---- products ---- */
+
+static void check_linear(size_t rows, int in, int out, int flags, bool bias)
+{
+	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
+	enum dtype tw = flags & OP_DW_T ? t : DT_F32;
+	char what[96];
+	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_of(DT_F32, out, -1, 1);
+	struct pair y = flags & OP_ADD ? pair_of(ty, rows * out, -1, 1) : pair_output(ty, rows * out), u = pair_output(T, rows * out);
+	struct pair dy = pair_of(t, rows * out, -1, 1), dx = pair_output(t, rows * in), g = pair_output(T, rows * out);
+	struct pair dw = pair_of(tw, (size_t)in * out, -1, 1), db = pair_of(DT_F32, out, -1, 1);
+	snprintf(what, sizeof what, "linear %zu x %d -> %d flags %d", rows, in, out, flags);
+	EACH_SIDE(o->linear_fwd(d, y.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out, flags));
+	same(&y, 2, what);
+	EACH_SIDE(o->linear_bwd(d, dx.p[s], dw.p[s], db.p[s], dy.p[s], x.p[s], w.p[s], rows, in, out, flags & (OP_F32 | OP_DW_T)));
+	same(&dx, 2, what), same(&dw, 2, what), same(&db, 2, what);
+	if (!(flags & OP_F32)) {
+		EACH_SIDE(o->linear_gelu_fwd(d, g.p[s], u.p[s], x.p[s], w.p[s], b.p[s], rows, in, out, 0));
+		same(&u, 1, what), same(&g, 2, what); /* u may be rounded to a neighbour */
+	}
+	FREE(&x, &w, &b, &y, &u, &dy, &dx, &g, &dw, &db);
+}
+
+static void check_conv(int N, int H, int W, int in, int out, int k, int flags)
+{
+	enum dtype t = flags & OP_F32 ? DT_F32 : T;
+	size_t p = (size_t)N * H * W, n = (size_t)in * out * k * k;
+	char what[96];
+	struct pair x = pair_of(t, p * in, -1, 1), w = pair_of(t, n, -1, 1), b = pair_of(DT_F32, out, -1, 1), y = pair_output(t, p * out);
+	struct pair dy = pair_of(t, p * out, -1, 1), dx = pair_output(t, p * in), dw = pair_of(DT_F32, n, -1, 1), db = pair_of(DT_F32, out, -1, 1);
+	snprintf(what, sizeof what, "conv %d x %d x %d x %d -> %d, k %d, flags %d", N, H, W, in, out, k, flags);
+	EACH_SIDE(o->conv_fwd(d, y.p[s], x.p[s], w.p[s], b.p[s], N, H, W, in, out, k, flags));
+	same(&y, 2, what);
+	EACH_SIDE(o->conv_bwd(d, dx.p[s], dw.p[s], db.p[s], dy.p[s], x.p[s], w.p[s], N, H, W, in, out, k, flags & OP_F32));
+	same(&dx, 2, what), same(&dw, 2, what), same(&db, 2, what);
+	FREE(&x, &w, &b, &y, &dy, &dx, &dw, &db);
+}
+
+/* In f32 a row has the same bits whatever rows are beside it. */
+static void check_alone(void)
+{
+	enum { ROWS = 131, IN = 37, OUT = 70 };
+	struct pair x = pair_of(DT_F32, ROWS * IN, -1, 1), w = pair_of(DT_F32, IN * OUT, -1, 1), y = pair_output(DT_F32, ROWS * OUT);
+	struct pair one = pair_output(DT_F32, OUT);
+	EACH_SIDE(o->linear_fwd(d, y.p[s], x.p[s], w.p[s], NULL, ROWS, IN, OUT, OP_F32);
+	          o->linear_fwd(d, one.p[s], (float *)x.p[s] + 130 * IN, w.p[s], NULL, 1, IN, OUT, OP_F32));
+	double *all = pair_get(&y, 1, "linear of one row"), *alone = pair_get(&one, 1, "linear of one row");
+	CHECK(!memcmp(all + 130 * OUT, alone, OUT * sizeof *all), "a row of an f32 product does not depend on the others");
+	free(all), free(alone);
+	FREE(&x, &w, &y, &one);
+}
+
+/* ---- pictures ---- */
+
+static void check_pictures(int N, int H, int W, int C)
+{
+	size_t n = (size_t)N * H * W * C;
+	struct pair x = pair_of(DT_F32, n, -1, 1), y = pair_output(DT_F32, n / 4), back = pair_output(DT_F32, n), up = pair_output(DT_F32, 4 * n);
+	struct pair which = pair_noise(n / 4), deep = pair_output(DT_F32, n);
+	EACH_SIDE(o->maxpool_fwd(d, y.p[s], which.p[s], x.p[s], N, H, W, C));
+	same_bytes(&y, 4, "maxpool_fwd"), same_bytes(&which, 1, "maxpool_fwd places");
+	EACH_SIDE(o->maxpool_bwd(d, back.p[s], y.p[s], which.p[s], N, H, W, C));
+	same_bytes(&back, 4, "maxpool_bwd");
+	EACH_SIDE(o->upsample_fwd(d, up.p[s], x.p[s], N, H, W, C));
+	same_bytes(&up, 4, "upsample_fwd");
+	EACH_SIDE(o->upsample_bwd(d, back.p[s], up.p[s], N, H, W, C));
+	same(&back, 1, "upsample_bwd");
+	EACH_SIDE(o->space_to_depth(d, deep.p[s], x.p[s], N, H, W, C, 2));
+	same_bytes(&deep, 4, "space_to_depth");
+	EACH_SIDE(o->depth_to_space(d, back.p[s], deep.p[s], N, H, W, C, 2));
+	same_bytes(&back, 4, "depth_to_space");
+	FREE(&x, &y, &back, &up, &which, &deep);
+}
+
+/* ---- attention ---- */
+
+static void check_attention(int B, int H, int D, const struct attn_mask *m)
+{
+	size_t S = attn_length(m), n = B * S * H * D;
+	char what[96];
+	struct pair qkv = pair_of(T, 3 * n, -2, 2), y = pair_output(T, n), lse = pair_output(DT_F32, B * H * S);
+	struct pair dy = pair_of(T, n, -1, 1), dqkv = pair_output(T, 3 * n);
+	snprintf(what, sizeof what, "attention kind %d, %d + %d x %d, D %d", m->kind, m->n_text, m->grid_w, m->grid_h, D);
+	EACH_SIDE(o->attn_fwd(d, y.p[s], lse.p[s], qkv.p[s], B, H, D, m));
+	/* On tensor cores the probabilities are rounded to T, and both sides round y. */
+	same(&y, T == DT_F32 ? 3 : 2, what);
+	same(&lse, 4, what);
+	/* Both sides from the same y and lse. */
+	EACH_SIDE(void *h = must(malloc(n * 4)); side[0].o->get(side[0].d, h, y.p[0], n * dtype_bytes(T));
+	          o->put(d, y.p[s], h, n * dtype_bytes(T)); char e[64]; o->sync(d, e, sizeof e); free(h);
+	          o->attn_bwd(d, dqkv.p[s], dy.p[s], qkv.p[s], y.p[s], lse.p[s], B, H, D, m));
+	same(&dqkv, T == DT_F32 ? 5 : 2, what);
+	FREE(&qkv, &y, &lse, &dy, &dqkv);
+}
+
+/* Positions in no order, one idle row, two captions. */
+static void check_step(int H, int D, const struct attn_mask *m)
+{
+	enum { B = 5, CONTEXTS = 2 };
+	int grid = m->grid_w * m->grid_h, window = attn_window(m), last = grid - 1;
+	const int32_t context[B] = {0, 1, 1, 0, 1}, slot[B] = {3, 0, 4, 1, 2}, pos[B] = {0, last, -1, grid / 2, last / 3};
+	size_t part = (size_t)H * D;
+	char what[96];
+	struct pair c = pair_ints(B, context), l = pair_ints(B, slot), p = pair_ints(B, pos), y = pair_output(T, B * part);
+	struct pair qkv = pair_of(T, B * 3 * part, -2, 2), text = pair_of(T, CONTEXTS * m->n_text * 2 * part, -2, 2);
+	struct pair ring = pair_of(T, (size_t)B * window * 2 * part, -2, 2);
+	snprintf(what, sizeof what, "attn_step kind %d, %d + %d x %d, D %d", m->kind, m->n_text, m->grid_w, m->grid_h, D);
+	EACH_SIDE(struct attn_cache cache = {text.p[s], ring.p[s], window};
+	          o->attn_step(d, y.p[s], &cache, qkv.p[s], c.p[s], l.p[s], p.p[s], B, H, D, m));
+	same(&y, T == DT_F32 ? 3 : 1, what);
+	same_bytes(&ring, dtype_bytes(T), what);
+	FREE(&c, &l, &p, &y, &qkv, &text, &ring);
+}
+
+static void check_all_attention(void)
+{
+	static const struct attn_mask masks[] = {
+		{ATTN_FULL, 1, 0, 0, 0, 0}, {ATTN_FULL, 77, 0, 0, 0, 0}, {ATTN_CAUSAL, 65, 0, 0, 0, 0}, {ATTN_CAUSAL, 19, 12, 9, 0, 0},
+		{ATTN_ROW, 17, 5, 3, 0, 0}, {ATTN_ROW, 70, 16, 9, 0, 0}, {ATTN_COLUMN, 33, 16, 12, 0, 0}, {ATTN_COLUMN, 0, 5, 13, 0, 0},
+		{ATTN_CONV, 64, 16, 9, 11, 0}, {ATTN_CONV, 31, 8, 8, 5, 1}, {ATTN_CONV, 3, 4, 9, 1, 0},
+	};
+	static const int widths[] = {64, 8, 40, 17, 128, 72, 5, 64, 64, 128, 16};
+	for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+		check_attention(1 + i % 2, 2, widths[i], &masks[i]);
+		if (masks[i].grid_w)
+			check_step(2, widths[i], &masks[i]);
+	}
+}
+
+/* ---- losses and draws ---- */
+
+static void check_xent(size_t rows, int V, int flags)
+{
+	enum dtype t = flags & OP_F32 ? DT_F32 : T;
+	struct pair x = pair_of(DT_F32, rows * V, -5, 5), target = pair_range(rows, -1, V - 1), nll = pair_output(DT_F32, rows);
+	struct pair g = pair_output(t, rows * V);
+	EACH_SIDE(o->xent(d, nll.p[s], g.p[s], x.p[s], target.p[s], rows, V, 0.25f, flags));
+	same(&nll, 2, "xent nll"), same(&g, 1, "xent dlogits");
+	EACH_SIDE(o->xent(d, nll.p[s], NULL, x.p[s], target.p[s], rows, V, 1, flags));
+	same(&nll, 2, "xent without gradient");
+	FREE(&x, &target, &nll, &g);
+}
+
+/* A target beyond the vocabulary is told by sync. */
+static void check_target(void)
+{
+	static const int32_t wrong[2] = {1, 7};
+	struct pair x = pair_of(DT_F32, 14, -1, 1), target = pair_ints(2, wrong), nll = pair_output(DT_F32, 2);
+	EACH_SIDE(char err[256] = ""; o->xent(d, nll.p[s], NULL, x.p[s], target.p[s], 2, 7, 1, 0);
+	          CHECK(o->sync(d, err, sizeof err) == -1 && !strncmp(err, "xent: ", 6), "%s: a bad target is an error: %s", o->name, err);
+	          CHECK(o->sync(d, err, sizeof err) == 0, "%s: sync clears the error", o->name));
+	FREE(&x, &target, &nll);
+}
+
+static void check_contrast(int B, bool grouped)
+{
+	struct pair sim = pair_of(DT_F32, (size_t)B * B, -1, 1), scale = pair_of(DT_F32, 1, 1, 2), group = pair_range(B, 0, B / 2);
+	struct pair loss = pair_output(DT_F32, 1), dsim = pair_output(DT_F32, (size_t)B * B), ds = pair_output(DT_F32, 1);
+	EACH_SIDE(o->clip_xent(d, loss.p[s], dsim.p[s], ds.p[s], sim.p[s], scale.p[s], grouped ? group.p[s] : NULL, B));
+	same(&loss, 2, "clip_xent"), same(&dsim, 3, "clip_xent dsim"), same(&ds, 5, "clip_xent ds");
+	FREE(&sim, &scale, &group, &loss, &dsim, &ds);
+}
+
+static void check_argmax(size_t rows, int V)
+{
+	/* Few values: ties. */
+	float *v = must(calloc(rows * V, sizeof *v));
+	for (size_t i = 0; i < rows * V; i++)
+		v[i] = floorf((float)uniform(0, 5));
+	v[0] = NAN;
+	struct pair x = pair_bytes(DT_F32, rows * V, 4, v), best = pair_range(rows, 0, 0), z = pair_output(DT_F32, rows * V);
+	EACH_SIDE(o->argmax(d, best.p[s], x.p[s], rows, V));
+	same_bytes(&best, 4, "argmax");
+	EACH_SIDE(o->onehot(d, z.p[s], best.p[s], rows, V));
+	same_bytes(&z, 4, "onehot");
+	free(v);
+	FREE(&x, &best, &z);
+}
+
+static void check_draw(int V, float temperature, int top_k, float top_p)
+{
+	enum { ROWS = 24 };
+	uint64_t key[ROWS];
+	int32_t position[ROWS];
+	for (int r = 0; r < ROWS; r++) {
+		key[r] = (uint64_t)r * 0x100000001u;
+		position[r] = r % 10 == 9 ? -1 : 17 * r;
+	}
+	struct draw how = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .seed = 0x123456789abcdefu};
+	struct pair x = pair_of(DT_F32, (size_t)ROWS * V, -3, 3), k = pair_bytes(DT_F32, ROWS, 8, key), p = pair_ints(ROWS, position);
+	struct pair token = pair_range(ROWS, 0, 0);
+	int32_t got[2][ROWS];
+	EACH_SIDE(o->draw(d, token.p[s], x.p[s], k.p[s], p.p[s], ROWS, V, &how); o->get(d, got[s], token.p[s], sizeof got[s]));
+	int differ = 0;
+	for (int r = 0; r < ROWS; r++)
+		differ += got[0][r] != got[1][r];
+	/* The weights differ in their last bits: a draw may fall between two of them once in 10^5. */
+	CHECK(differ == 0, "draw V %d t %g k %d p %g: %d of %d differ", V, temperature, top_k, top_p, differ, ROWS);
+	FREE(&x, &k, &p, &token);
+}
+
+static void check_draw_ends(void)
+{
+	static const float row[3] = {1, NAN, 2};
+	static const int32_t one = 1;
+	static const uint64_t key = 5;
+	struct draw how = {.temperature = 1, .top_p = 1};
+	struct pair x = pair_bytes(DT_F32, 3, 4, row), k = pair_bytes(DT_F32, 1, 8, &key), p = pair_ints(1, &one), token = pair_ints(1, &one);
+	EACH_SIDE(char err[256] = ""; o->draw(d, token.p[s], x.p[s], k.p[s], p.p[s], 1, 3, &how);
+	          CHECK(o->sync(d, err, sizeof err) == -1 && !strncmp(err, "draw: ", 6), "%s: NaN logits are an error: %s", o->name, err));
+	FREE(&x, &k, &p, &token);
+}
+
+/* ---- the discrete VAE's own ---- */
+
+static void check_gumbel(size_t rows, int V, float tau)
+{
+	struct pair x = pair_of(DT_F32, rows * V, -4, 4), z = pair_output(DT_F32, rows * V), kl = pair_output(DT_F32, rows);
+	struct pair dz = pair_of(DT_F32, rows * V, -1, 1), g = pair_output(DT_F32, rows * V);
+	EACH_SIDE(o->gumbel_fwd(d, z.p[s], kl.p[s], x.p[s], rows, V, tau, 77, 3, 1ull << 33));
+	same(&z, 20, "gumbel_fwd"), same(&kl, 5, "gumbel_fwd kl");
+	EACH_SIDE(o->gumbel_bwd(d, g.p[s], dz.p[s], z.p[s], x.p[s], rows, V, tau, 0.1f));
+	same(&g, 20, "gumbel_bwd");
+	FREE(&x, &z, &kl, &dz, &g);
+}
+
+static void check_usage(size_t rows, int V)
+{
+	struct pair x = pair_of(DT_F32, rows * V, -4, 4), sum = pair_of(DT_F32, V, -1, 1), c = pair_of(DT_F32, V, -1, 1);
+	struct pair g = pair_of(DT_F32, rows * V, -1, 1);
+	EACH_SIDE(o->usage_fwd(d, sum.p[s], x.p[s], rows, V); o->usage_bwd(d, g.p[s], c.p[s], x.p[s], rows, V));
+	same(&sum, 3, "usage_fwd"), same(&g, 3, "usage_bwd");
+	FREE(&x, &sum, &c, &g);
+}
+
+static void check_laplace(size_t n)
+{
+	struct pair out = pair_of(DT_F32, 6 * n, -2, 1), x = pair_of(DT_F32, 3 * n, 0.1, 0.9), nll = pair_output(DT_F32, n);
+	struct pair g = pair_output(DT_F32, 6 * n), rgb = pair_noise(3 * n);
+	static const float floors[2] = {-INFINITY, -1};
+	for (int i = 0; i < 2; i++) {
+		EACH_SIDE(o->logit_laplace(d, nll.p[s], g.p[s], out.p[s], x.p[s], n, floors[i], 0.5f));
+		same(&nll, 5, "logit_laplace"), same(&g, 5, "logit_laplace gradient");
+	}
+	EACH_SIDE(o->reconstruct(d, rgb.p[s], out.p[s], n, 0.8f, 0.1f));
+	same_bytes(&rgb, 1, "reconstruct");
+	FREE(&out, &x, &nll, &g, &rgb);
+}
+
+/* ---- optimizer ---- */
+
+static void check_adamw(size_t n, enum dtype tw, enum dtype tm, enum dtype tv, enum dtype tg)
+{
+	struct pair w = pair_of(tw, n, -1, 1), wt = pair_output(T, n), m = pair_of(tm, n, -0.1, 0.1), v = pair_of(tv, n, 0, 0.01);
+	struct pair g = pair_of(tg, n, -1, 1);
+	struct adamw a = {.lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-6f, .decay = 0.05f, .v_max = 0.02f, .g_scale = 0.5f,
+	                  .step = 3, .seed = 99, .first = (1ull << 32) - 5};
+	bool copy = tw == DT_F32;
+	EACH_SIDE(struct adamw_tensor x = {w.p[s], copy ? wt.p[s] : NULL, m.p[s], v.p[s], g.p[s], tw, tm, tv, tg};
+	          o->adamw(d, &x, n, &a));
+	/* The same bits decide the roundings: neighbours only where the last bit of the sum differs. */
+	same(&w, 2, "adamw w"), same(&m, 2, "adamw m"), same(&v, 2, "adamw v");
+	if (tw != DT_F32)
+		mostly_equal(&w, "adamw w");
+	if (copy)
+		same(&wt, 1, "adamw copy");
+	FREE(&w, &wt, &m, &v, &g);
+}
+
+static void check_sums(size_t n, enum dtype t)
+{
+	static const double start = 3;
+	struct pair x = pair_of(t, n, -1, 1), total = pair_bytes(DT_F32, 1, 8, &start), avg = pair_of(DT_F32, n, -1, 1);
+	double got[2];
+	EACH_SIDE(o->sumsq(d, total.p[s], x.p[s], t, n); if (t == DT_F32) o->sum(d, total.p[s], x.p[s], n);
+	          o->get(d, &got[s], total.p[s], sizeof *got));
+	CHECK(fabs(got[0] - got[1]) <= 1e-12 * got[0], "sums of %zu (%s): %.17g and %.17g", n, type_names[t], got[0], got[1]);
+	EACH_SIDE(o->average(d, avg.p[s], x.p[s], t, n, 0.9f));
+	same(&avg, 1, "average");
+	FREE(&x, &total, &avg);
+}
+
+static void check_optimizer(void)
+{
+	for (size_t n = 1; n < 1000; n = n * 31 + 2) {
+		check_adamw(n, DT_F32, DT_F32, DT_F32, DT_F32);
+		check_adamw(n, DT_F32, DT_1_6_9, DT_0_6_10, T);
+		check_adamw(n, T, DT_1_6_9, DT_0_6_10, T);
+		check_adamw(n, T, DT_F32, DT_F32, DT_F32);
+		check_sums(n, DT_F32);
+		check_sums(n, T);
+	}
+	check_sums(70001, DT_F32);
+}
+
+/* ---- memory and recorded work ---- */
+
+static void check_memory(void)
+{
+	const struct ops *o = side[1].o;
+	struct dev *d = side[1].d;
+	enum { W = 24, ROWS = 3 };
+	unsigned char in[W * ROWS], out[W * ROWS];
+	for (size_t i = 0; i < sizeof in; i++)
+		in[i] = (unsigned char)i;
+	unsigned char *a = must(o->alloc(d, sizeof in)), *b = must(o->alloc(d, sizeof in));
+	o->get(d, out, a, sizeof out);
+	int zero = 1;
+	for (size_t i = 0; i < sizeof out; i++)
+		zero &= out[i] == 0;
+	o->put(d, a, in, sizeof in);
+	o->copy2d(d, b, W, a + 8, W, 16, ROWS);
+	o->zero(d, b + W, 4);
+	o->get(d, out, b, sizeof out);
+	CHECK(zero && (uintptr_t)a % 64 == 0, "memory is zeroed and aligned");
+	CHECK(out[0] == 8 && out[15] == 23 && out[16] == 0 && out[W] == 0 && out[W + 4] == W + 12, "copies and zeros");
+	CHECK(!o->alloc(d, (size_t)1 << 60), "too much memory is refused");
+	CHECK(o->memory(d) > 0 && o->type(d) == T, "memory and type");
+	char text[256] = "";
+	o->describe(d, text, sizeof text);
+	CHECK(text[0], "describes itself");
+	o->release(d, a), o->release(d, b);
+}
+
+static void check_replay(void)
+{
+	const struct ops *o = side[1].o;
+	struct dev *d = side[1].d;
+	float x[3] = {1, 2, 3}, y[3] = {0};
+	float *a = must(o->alloc(d, sizeof x)), *b = must(o->alloc(d, sizeof x));
+	o->put(d, a, x, sizeof x);
+	CHECK(!o->replay(d, 4), "nothing is recorded at first");
+	o->record_begin(d, 4);
+	o->pixels(d, b, (uint8_t *)a, 1, x, x);
+	o->copy2d(d, b, sizeof x, a, sizeof x, sizeof x, 1);
+	o->record_end(d, 4);
+	o->get(d, y, b, sizeof y);
+	CHECK(y[2] == 3, "recorded work runs once");
+	x[2] = 9;
+	o->put(d, a, x, sizeof x);
+	int kept = o->replay(d, 4);
+	o->get(d, y, b, sizeof y);
+	CHECK(!kept || y[2] == 9, "replayed work reads what is there now");
+	CHECK(kept == 1 || getenv("DALLE_CUDA_SYNC"), "recorded work is kept");
+	o->release(d, a), o->release(d, b);
+}
+
+static void check_type(enum dtype t)
+{
+	static const size_t lengths[] = {17, 255, 5001};
+	open_both(t);
+	for (int i = 0; i < 3; i++)
+		check_elementwise(lengths[i]);
+	check_filter();
+	check_pixels(1), check_pixels(85);
+	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
+	check_norm(1, 5, 0, 1), check_norm(37, 65, OP_ADD, 0.5f), check_norm(67, 64, OP_ADD | OP_FILTER, 2), check_norm(3, 260, OP_F32, 1);
+	check_l2(5, 3), check_l2(7, 65);
+	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
+	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
+	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
+	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
+	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
+	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
+	check_all_attention();
+	check_xent(3, 1, 0), check_xent(20, 300, 0), check_xent(9, 257, OP_F32);
+	check_target();
+	check_contrast(1, false), check_contrast(33, true), check_contrast(20, false);
+	check_argmax(5, 17), check_argmax(2, 600);
+	check_optimizer();
+	check_memory();
+	check_replay();
+	close_both();
+}
+
+/* Products that cuBLASLt declines are ours. */
+static void check_declined(void)
+{
+	setenv("EMU_LT", "0", 1);
+	for (enum dtype t = DT_BF16; t <= DT_F16; t++) {
+		open_both(t);
+		check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false), check_linear(64, 40, 24, OP_ADD, true);
+		check_linear(33, 16, 8, OP_DW_T, false);
+		close_both();
+	}
+	unsetenv("EMU_LT");
+}
+
+/* Entries without T. */
+static void check_untyped(void)
+{
+	open_both(DT_F32);
+	check_alone();
+	check_draw(1, 1, 0, 1), check_draw(300, 0, 0, 1), check_draw(300, 0.7f, 0, 1), check_draw(300, 1, 40, 1);
+	check_draw(300, 1.3f, 0, 0.8f), check_draw(257, 1, 100, 0.9f);
+	check_draw_ends();
+	check_gumbel(3, 17, 1), check_gumbel(2, 300, 0.1f), check_gumbel(2, 33, 0);
+	check_usage(1, 17), check_usage(300, 65), check_usage(3, 300);
+	check_laplace(1), check_laplace(85);
+	close_both();
+}
+
+int main(int argc, char **argv)
+{
+	char folder[PATH_MAX];
+	const char *slash = strrchr(argv[0], '/');
+	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
+	setenv("DALLE_PLUGINS", folder, 0);
+	for (enum dtype t = DT_F32; t <= DT_F16; t++)
+		check_type(t);
+	check_declined();
+	check_untyped();
+	return check_done();
+}
