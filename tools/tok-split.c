@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const char *output, *rest, *held_out, *match;
 static int64_t seed, level = STREAM_LEVEL;
@@ -77,7 +78,7 @@ static void warn_unseen(const struct chooser *c)
 		missing += !doubled && !c->keys[i].seen;
 	}
 	if (missing)
-		note(0, "%s: %zu of %zu keys are no record's", match, missing, distinct);
+		note(0, "%s: no record has %zu of the %zu keys", match, missing, distinct);
 }
 
 /* Doubled lines are one key: the last of them is marked. */
@@ -160,12 +161,27 @@ static int close_both(struct writer *a, struct writer *b, struct error *e)
 	return e->status ? -1 : 0;
 }
 
-static int check_options(struct chooser *c, struct error *e)
+static bool is_stdout(const char *name)
+{
+	return !name || strcmp(name, "-") == 0;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+	struct stat x, y;
+	return strcmp(a, b) == 0 || (stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino);
+}
+
+/* Two streams into one place would be none, and an input that becomes a part of itself is easily lost. */
+static int check_options(struct chooser *c, char *const *files, int n, struct error *e)
 {
 	if (!held_out == !match)
 		return fail(e, STATUS_USAGE, "one of --held-out and --match is needed");
-	if (output && rest && strcmp(output, rest) == 0)
+	if (rest && (is_stdout(rest) ? is_stdout(output) : !is_stdout(output) && same_file(output, rest)))
 		return fail(e, STATUS_USAGE, "--output and --rest are the same file");
+	for (int i = 0; rest && i < n; i++)
+		if (same_file(files[i], rest))
+			return fail(e, STATUS_USAGE, "--rest is %s, which is an input", rest);
 	return held_out ? parse_share(held_out, &c->share, e) : 0;
 }
 
@@ -178,7 +194,7 @@ int main(int argc, char **argv)
 	struct chooser c = {0};
 	struct header h = {0};
 	struct writer *kept = NULL, *other = NULL;
-	if (check_options(&c, &e))
+	if (check_options(&c, argv + first, argc - first, &e))
 		return finish(opt_misuse("%s", e.text));
 	struct reader *in = NULL;
 	if (!match || (read_file(match, MAX_LIST, &c.text, &e) == 0 && index_lines(&c, &e) == 0))

@@ -111,6 +111,8 @@ grep -q '1 of 3 keys' err || bad "--match does not tell missing keys: $(cat err)
 [ "$(tok-dump --fields key listed.tok | tr -d '\n')" = '{"key":"k5"}{"key":"k1999"}' ] || bad "--match: listed"
 [ "$(tok-dump unlisted.tok | wc -l)" = 1998 ] || bad "--match: unlisted"
 expect 2 'needed' tok-split a.tok
+expect 2 'same file' tok-split --held-out 5% --rest - a.tok
+expect 2 'is an input' tok-split --held-out 5% -o /dev/null --rest ./a.tok a.tok
 expect 3 'no key' sh -c 'echo "{}" | tok-load | tok-split --held-out 5% -o /dev/null'
 
 tok-shuf -s 3 many.tok | tok-dump >s1 || bad "tok-shuf"
