@@ -1,6 +1,6 @@
 /* weights.c - reading model files: the safetensors header, checked before anything in it is believed, then
  * tensors by position.  Files of torch.save come through torch-file.c, which runs nothing in them.  Writing is in
- * weights-params.c. */
+ * weights-write.c. */
 #include "weights.h"
 
 #include <stdlib.h>
@@ -402,7 +402,7 @@ int weights_need_kind(const struct weights *w, const char *kind, struct error *e
 {
 	const char *k = weights_meta(w, "dalle.kind");
 	if (!k)
-		return bad(w, e, "is a safetensors file of another program, expected a %s model", kind);
+		return bad(w, e, "is a model file of another program, expected a %s model", kind);
 	if (strcmp(k, kind))
 		return bad(w, e, "is a %.40s model, expected a %s model", k, kind);
 	return 0;
