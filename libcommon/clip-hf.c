@@ -5,6 +5,7 @@
 #include "clip.h"
 
 #include "device.h"
+#include "json-file.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,29 +14,7 @@
 
 enum { MAX_CONFIG = 1 << 24, OLD_END = 2, STANDARD_END = 49407 };
 
-/* ---- JSON ---- */
-
-/* NULL with e for a file that is no JSON object. */
-static json_t *read_json(const char *name, struct error *e)
-{
-	struct buf text = {0};
-	json_error_t why;
-	if (read_file(name, MAX_CONFIG, &text, e)) {
-		buf_free(&text);
-		return NULL;
-	}
-	json_t *j = json_loadb(text.n ? (const char *)text.p : "", text.n, JSON_REJECT_DUPLICATES, &why);
-	buf_free(&text);
-	if (!j)
-		fail(e, STATUS_BAD, "%s: line %d: %.160s", name, why.line, why.text);
-	else if (!json_is_object(j))
-		fail(e, STATUS_BAD, "%s: expected a JSON object", name);
-	if (j && !json_is_object(j)) {
-		json_decref(j);
-		j = NULL;
-	}
-	return j;
-}
+/* ---- members of JSON objects ---- */
 
 /* Field `key` as a whole number; *out keeps its value when the field is absent or null. */
 static int get_int(const char *name, const json_t *j, const char *key, int64_t *out, struct error *e)
@@ -285,7 +264,7 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	struct error inner = {0};
 	struct stat st;
 	int64_t end_token;
-	json_t *j = read_json(f->config, e);
+	json_t *j = json_file_read(f->config, MAX_CONFIG, e);
 	int r = j ? read_config(&c, &end_token, f->config, j, e) : -1;
 	json_decref(j);
 	if (r)
@@ -296,7 +275,7 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	m->resize = c.size;
 	if (stat(f->preprocessor, &st))
 		return 0;
-	j = read_json(f->preprocessor, e);
+	j = json_file_read(f->preprocessor, MAX_CONFIG, e);
 	r = j ? read_preprocessor(m, f->preprocessor, j, e) : -1;
 	json_decref(j);
 	return r;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../libcommon/device.h"
+#include "../libcommon/json-file.h"
 #include "../libcommon/plan.h"
 #include "../libcommon/weights.h"
 
@@ -74,12 +75,8 @@ static int read_rates(const char *path, struct error *e)
 		const char *name;
 		double *to;
 	} rates[] = {{"flops", &in.flops}, {"node_bandwidth", &in.node_bandwidth}, {"network", &in.network}};
-	struct buf text = {0};
-	json_error_t at;
-	if (read_file(path, 1 << 20, &text, e))
-		return -1;
-	json_t *j = json_loadb((char *)text.p, text.n, JSON_REJECT_DUPLICATES, &at);
-	int r = j && json_is_object(j) ? 0 : fail(e, STATUS_BAD, "%s: expected a JSON object: %.160s", path, j ? "it is none" : at.text);
+	json_t *j = json_file_read(path, 1 << 20, e);
+	int r = j ? 0 : -1;
 	for (size_t i = 0; r == 0 && i < ARRAY_LEN(rates); i++) {
 		const json_t *v = json_object_get(j, rates[i].name);
 		if (v && !(json_is_number(v) && json_number_value(v) >= 0))
@@ -89,7 +86,6 @@ static int read_rates(const char *path, struct error *e)
 			*rates[i].to = json_number_value(v);
 	}
 	json_decref(j);
-	buf_free(&text);
 	return r;
 }
 
