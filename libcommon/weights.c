@@ -101,9 +101,7 @@ static json_t *parse_object(const struct weights *w, const char *text, size_t n,
 /* The JSON object of `length` bytes after the length itself. */
 static int read_header(struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
-	uint64_t length = 0;
-	for (size_t i = 0; i < 8 && i < n; i++)
-		length |= (uint64_t)first[i] << (8 * i);
+	uint64_t length = n < 8 ? 0 : get_le(first, 8);
 	if (n < 9 || first[8] != '{' || length < 2)
 		return not_ours(w, first, n, e);
 	if (length > w->file.size - 8 || length > HEADER_LIMIT)
