@@ -161,17 +161,6 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 	return 0;
 }
 
-static bool same_bytes(const void *a, size_t a_n, const void *b, size_t b_n)
-{
-	return a_n == b_n && (a_n == 0 || memcmp(a, b, a_n) == 0);
-}
-
-static bool same_caption(const struct record *a, const struct record *b)
-{
-	return same_bytes(a->caption.p, a->caption.n, b->caption.p, b->caption.n) &&
-	       same_bytes(a->text.v, a->text.n * sizeof *a->text.v, b->text.v, b->text.n * sizeof *b->text.v);
-}
-
 static int group_add(struct group *g, struct filter *f, const struct record *r, struct error *e)
 {
 	if (g->n && !same_caption(&g->at[0], r) && group_flush(g, f, e))
@@ -321,16 +310,15 @@ static int retrieve(struct embedder *x, struct filter *f, int argc, char **argv,
 {
 	struct gallery q = {0}, pool = {0};
 	struct filter other = {0};
+	struct error none = {0};
 	char *operand[] = {argv[0], (char *)among};
 	int r = gallery_read(&q, x, f, e);
-	if (!r && among) {
+	if (!r && among)
 		r = filter_open(&other, 2, operand, 1, e) || embedder_check(x, &other.header, among, e) ||
 		    gallery_read(&pool, x, &other, e);
-		reader_close(other.in);
-		other.in = NULL;
-	}
 	if (!r)
 		r = print_retrieval(&q, among ? &pool : &q, x->model.config.embed, e);
+	filter_close(&other, &none); /* what went wrong is in e */
 	gallery_free(&q);
 	gallery_free(&pool);
 	return r;
