@@ -87,7 +87,8 @@ static int read_config(struct clip_config *c, int64_t *end_token, const char *na
 	if (type && strcmp(type, "clip") != 0)
 		return fail(e, STATUS_BAD, "%s: is of a model of type '%.40s', expected clip", name, type);
 	if (read_tower(name, text, &words, e) || read_tower(name, vision, &image, e) ||
-	    get_int(name, text, "max_position_embeddings", &c->context, e) || get_int(name, text, "vocab_size", &c->vocabulary, e) ||
+	    get_int(name, text, "max_position_embeddings", &c->context, e) ||
+	    get_int(name, text, "vocab_size", &c->vocabulary, e) ||
 	    get_int(name, text, "eos_token_id", end_token, e) || get_int(name, vision, "image_size", &c->size, e) ||
 	    get_int(name, vision, "patch_size", &c->patch, e) || get_int(name, vision, "num_channels", &channels, e) ||
 	    get_int(name, root, "projection_dim", &c->embed, e))
@@ -170,7 +171,8 @@ static const char *outer_name(const char *ours)
 /* "visual.blocks.3.mlp.up.bias" -> "vision_model.encoder.layers.3.mlp.fc1.bias"; of attn.qkv, part 0, 1 or 2. */
 static void block_name(char *out, size_t n, const char *ours, int part)
 {
-	static const char *const inner[][2] = {{"norm1", "layer_norm1"}, {"norm2", "layer_norm2"}, {"attn.out", "self_attn.out_proj"},
+	static const char *const inner[][2] = {{"norm1", "layer_norm1"}, {"norm2", "layer_norm2"},
+	                                       {"attn.out", "self_attn.out_proj"},
 	                                       {"mlp.up", "mlp.fc1"}, {"mlp.down", "mlp.fc2"}};
 	static const char *const parts[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
 	bool visual = strncmp(ours, "visual.", 7) == 0;

@@ -424,7 +424,8 @@ static const struct opt options[] = {
 
 int main(int argc, char **argv)
 {
-	static const struct tool tool = {"img-unpack", "[OPTION]... [FILE]...", "Turn records with pictures into picture files", options};
+	static const struct tool tool = {"img-unpack", "[OPTION]... [FILE]...",
+	                                 "Turn records with pictures into picture files", options};
 	struct error e = {0};
 	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)
