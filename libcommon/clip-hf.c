@@ -283,7 +283,7 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	return r;
 }
 
-int clip_load_hf(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e)
+static int load_folder(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e)
 {
 	struct folder f;
 	*m = (struct clip){0};
@@ -302,6 +302,6 @@ int clip_open(struct clip *m, const char *path, const struct ops *ops, struct de
 {
 	struct stat st;
 	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-		return clip_load_hf(m, path, ops, dev, batch, e);
+		return load_folder(m, path, ops, dev, batch, e);
 	return clip_load(m, path, ops, dev, batch, e);
 }
