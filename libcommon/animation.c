@@ -107,7 +107,7 @@ static bool is(const uint8_t *chunk, const char *name)
 	return memcmp(chunk + 4, name, 4) == 0;
 }
 
-/* The finished picture as a file of its own, but for its end: a still, which is no frame, as no frame control precedes it. */
+/* The finished picture as a file of its own, but for its end: a still.  It is no frame, as no frame control precedes it. */
 static int put_still(struct buf *out, const struct buf *png, size_t frames, struct error *e)
 {
 	size_t at = SIGNATURE, n;

@@ -7,9 +7,9 @@
  * as printable characters in the files.  This is what Hugging Face's fast tokenizer does, but that names of the end
  * tokens inside a text are text, so that a caption cannot forge them. */
 #include "bpe-private.h"
+#include "json-file.h"
 #include "unicode.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +22,7 @@ struct lower_row {
 };
 #include "unicode-tables.h"
 
-enum { MAX_JSON = 1 << 26 };
+enum { MAX_FILE = 1 << 26 };
 #define MARK "</w>"
 #define OPENING "<|startoftext|>"
 #define CLOSING "<|endoftext|>"
@@ -160,7 +160,7 @@ struct clip_files {
 	json_t *vocabulary;  /* text -> id */
 	const char **tokens; /* (size): id -> text, owned by vocabulary */
 	uint32_t size;
-	struct buf json, merges;
+	struct buf merges;
 	uint32_t spelling[256]; /* byte -> code point */
 	int16_t byte[512];      /* code point -> byte, -1 */
 };
@@ -293,14 +293,8 @@ static int read_files(struct clip_files *f, const char *folder, struct error *e)
 	for (int i = 0; i < 2; i++)
 		if ((size_t)snprintf(f->names[i], sizeof f->names[i], "%s/%s", folder, names[i]) >= sizeof f->names[i])
 			return fail(e, STATUS_FAIL, "%s: the name is too long", folder);
-	if (read_file(f->names[0], MAX_JSON, &f->json, e) || read_file(f->names[1], MAX_JSON, &f->merges, e) ||
-		buf_add(&f->merges, "", 0, e))
-		return -1;
-	json_error_t why;
-	f->vocabulary = json_loadb((const char *)f->json.p, f->json.n, JSON_REJECT_DUPLICATES, &why);
-	if (!f->vocabulary)
-		return fail(e, STATUS_BAD, "%s: line %d: %s", f->names[0], why.line, why.text);
-	return json_is_object(f->vocabulary) ? 0 : fail(e, STATUS_BAD, "%s: expected an object", f->names[0]);
+	f->vocabulary = json_file_read(f->names[0], MAX_FILE, e);
+	return f->vocabulary && !read_file(f->names[1], MAX_FILE, &f->merges, e) && !buf_add(&f->merges, "", 0, e) ? 0 : -1;
 }
 
 static size_t count_lines(const struct buf *b)
@@ -340,7 +334,6 @@ struct bpe *bpe_open_clip(const char *folder, struct error *e)
 	struct bpe *b = load(f, folder, e);
 	json_decref(f->vocabulary);
 	free(f->tokens);
-	buf_free(&f->json);
 	buf_free(&f->merges);
 	free(f);
 	return b;

@@ -12,6 +12,15 @@ struct file_bytes {
 	uint64_t size;
 };
 
+/* The little-endian number in `bytes` <= 8 bytes. */
+static inline uint64_t get_le(const uint8_t *p, int bytes)
+{
+	uint64_t v = 0;
+	for (int i = 0; i < bytes; i++)
+		v |= (uint64_t)p[i] << (8 * i);
+	return v;
+}
+
 /* "-" is standard input.  Folders and devices are refused, STATUS_BAD: "is a device, expected EXPECTED". */
 int bytes_open(struct file_bytes *f, const char *path, const char *expected, struct error *e);
 /* All n bytes at `at`, or STATUS_BAD: somebody had promised them. */

@@ -9,7 +9,8 @@
 
 enum { MAX_TICKS = 64 };
 
-static const uint8_t white[3] = {255, 255, 255}, ink[3] = {50, 50, 50}, pale[3] = {228, 228, 228}, frame[3] = {140, 140, 140};
+static const uint8_t white[3] = {255, 255, 255}, ink[3] = {50, 50, 50},
+                     pale[3] = {228, 228, 228}, frame[3] = {140, 140, 140};
 static const uint8_t colours[][3] = {{31, 105, 180}, {214, 80, 20}, {30, 140, 90}, {180, 60, 140},
 				     {120, 90, 40},  {0, 150, 180}, {90, 80, 200}, {120, 120, 120}};
 
@@ -200,8 +201,10 @@ static double segment_distance(double px, double py, double ax, double ay, doubl
 /* A segment into the coverage, cut to the area for data. */
 static void cover_segment(struct plot *p, double ax, double ay, double bx, double by, double half)
 {
-	int64_t x0 = (int64_t)floor(fmax(fmin(ax, bx) - half - 1, p->left)), x1 = (int64_t)ceil(fmin(fmax(ax, bx) + half + 1, p->right));
-	int64_t y0 = (int64_t)floor(fmax(fmin(ay, by) - half - 1, p->top)), y1 = (int64_t)ceil(fmin(fmax(ay, by) + half + 1, p->bottom));
+	int64_t x0 = (int64_t)floor(fmax(fmin(ax, bx) - half - 1, p->left)),
+	        x1 = (int64_t)ceil(fmin(fmax(ax, bx) + half + 1, p->right));
+	int64_t y0 = (int64_t)floor(fmax(fmin(ay, by) - half - 1, p->top)),
+	        y1 = (int64_t)ceil(fmin(fmax(ay, by) + half + 1, p->bottom));
 	for (int64_t y = y0; y < y1; y++) {
 		for (int64_t x = x0; x < x1; x++) {
 			double inside = half + 0.5 - segment_distance((double)x + 0.5, (double)y + 0.5, ax, ay, bx, by);
@@ -269,8 +272,10 @@ static void draw_titles(struct plot *p)
 	const struct chart *c = p->chart;
 	const char *title = c->title ? c->title : "", *xl = c->x_label ? c->x_label : "", *yl = c->y_label ? c->y_label : "";
 	double middle = (p->left + p->right) / 2;
-	font_draw(p->out, (int64_t)middle - font_width(title, strlen(title), p->text) / 2, 6 * p->text, title, strlen(title), p->text, ink);
-	font_draw(p->out, (int64_t)p->right - font_width(xl, strlen(xl), p->text), (int64_t)p->bottom + 17 * p->text, xl, strlen(xl), p->text, ink);
+	font_draw(p->out, (int64_t)middle - font_width(title, strlen(title), p->text) / 2, 6 * p->text,
+	          title, strlen(title), p->text, ink);
+	font_draw(p->out, (int64_t)p->right - font_width(xl, strlen(xl), p->text), (int64_t)p->bottom + 17 * p->text,
+	          xl, strlen(xl), p->text, ink);
 	font_draw(p->out, 5 * p->text, (int64_t)p->top - 14 * p->text, yl, strlen(yl), p->text, ink);
 }
 

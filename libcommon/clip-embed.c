@@ -98,7 +98,7 @@ int embed_pictures(struct embedder *x, const struct pixels *const *pictures, int
 
 /* ---- captions ---- */
 
-static bool same_caption(const struct record *a, const struct record *b)
+bool same_caption(const struct record *a, const struct record *b)
 {
 	return a->caption.n == b->caption.n && (!a->caption.n || memcmp(a->caption.p, b->caption.p, a->caption.n) == 0) &&
 	       a->text.n == b->text.n && (!a->text.n || memcmp(a->text.v, b->text.v, a->text.n * sizeof *a->text.v) == 0);

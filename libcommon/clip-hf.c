@@ -5,6 +5,7 @@
 #include "clip.h"
 
 #include "device.h"
+#include "json-file.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,29 +14,7 @@
 
 enum { MAX_CONFIG = 1 << 24, OLD_END = 2, STANDARD_END = 49407 };
 
-/* ---- JSON ---- */
-
-/* NULL with e for a file that is no JSON object. */
-static json_t *read_json(const char *name, struct error *e)
-{
-	struct buf text = {0};
-	json_error_t why;
-	if (read_file(name, MAX_CONFIG, &text, e)) {
-		buf_free(&text);
-		return NULL;
-	}
-	json_t *j = json_loadb(text.n ? (const char *)text.p : "", text.n, JSON_REJECT_DUPLICATES, &why);
-	buf_free(&text);
-	if (!j)
-		fail(e, STATUS_BAD, "%s: line %d: %.160s", name, why.line, why.text);
-	else if (!json_is_object(j))
-		fail(e, STATUS_BAD, "%s: expected a JSON object", name);
-	if (j && !json_is_object(j)) {
-		json_decref(j);
-		j = NULL;
-	}
-	return j;
-}
+/* ---- members of JSON objects ---- */
 
 /* Field `key` as a whole number; *out keeps its value when the field is absent or null. */
 static int get_int(const char *name, const json_t *j, const char *key, int64_t *out, struct error *e)
@@ -108,7 +87,8 @@ static int read_config(struct clip_config *c, int64_t *end_token, const char *na
 	if (type && strcmp(type, "clip") != 0)
 		return fail(e, STATUS_BAD, "%s: is of a model of type '%.40s', expected clip", name, type);
 	if (read_tower(name, text, &words, e) || read_tower(name, vision, &image, e) ||
-	    get_int(name, text, "max_position_embeddings", &c->context, e) || get_int(name, text, "vocab_size", &c->vocabulary, e) ||
+	    get_int(name, text, "max_position_embeddings", &c->context, e) ||
+	    get_int(name, text, "vocab_size", &c->vocabulary, e) ||
 	    get_int(name, text, "eos_token_id", end_token, e) || get_int(name, vision, "image_size", &c->size, e) ||
 	    get_int(name, vision, "patch_size", &c->patch, e) || get_int(name, vision, "num_channels", &channels, e) ||
 	    get_int(name, root, "projection_dim", &c->embed, e))
@@ -191,7 +171,8 @@ static const char *outer_name(const char *ours)
 /* "visual.blocks.3.mlp.up.bias" -> "vision_model.encoder.layers.3.mlp.fc1.bias"; of attn.qkv, part 0, 1 or 2. */
 static void block_name(char *out, size_t n, const char *ours, int part)
 {
-	static const char *const inner[][2] = {{"norm1", "layer_norm1"}, {"norm2", "layer_norm2"}, {"attn.out", "self_attn.out_proj"},
+	static const char *const inner[][2] = {{"norm1", "layer_norm1"}, {"norm2", "layer_norm2"},
+	                                       {"attn.out", "self_attn.out_proj"},
 	                                       {"mlp.up", "mlp.fc1"}, {"mlp.down", "mlp.fc2"}};
 	static const char *const parts[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
 	bool visual = strncmp(ours, "visual.", 7) == 0;
@@ -285,7 +266,7 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	struct error inner = {0};
 	struct stat st;
 	int64_t end_token;
-	json_t *j = read_json(f->config, e);
+	json_t *j = json_file_read(f->config, MAX_CONFIG, e);
 	int r = j ? read_config(&c, &end_token, f->config, j, e) : -1;
 	json_decref(j);
 	if (r)
@@ -296,13 +277,13 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	m->resize = c.size;
 	if (stat(f->preprocessor, &st))
 		return 0;
-	j = read_json(f->preprocessor, e);
+	j = json_file_read(f->preprocessor, MAX_CONFIG, e);
 	r = j ? read_preprocessor(m, f->preprocessor, j, e) : -1;
 	json_decref(j);
 	return r;
 }
 
-int clip_load_hf(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e)
+static int load_folder(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e)
 {
 	struct folder f;
 	*m = (struct clip){0};
@@ -321,6 +302,6 @@ int clip_open(struct clip *m, const char *path, const struct ops *ops, struct de
 {
 	struct stat st;
 	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-		return clip_load_hf(m, path, ops, dev, batch, e);
+		return load_folder(m, path, ops, dev, batch, e);
 	return clip_load(m, path, ops, dev, batch, e);
 }

@@ -595,7 +595,8 @@ static int place_picture(struct clip_trainer *t, uint8_t *out, const struct reco
 	struct crop c;
 	if (!r->pixels.width)
 		return fail(e, STATUS_BAD, "a record has no pixels, expected a stream from img-pack");
-	if (crop_plan(&c, training ? CROP_RANDOM : CROP_CENTER, r->pixels.width, r->pixels.height, (uint32_t)side, t->seed, 0, index, e) ||
+	if (crop_plan(&c, training ? CROP_RANDOM : CROP_CENTER, r->pixels.width, r->pixels.height,
+	              (uint32_t)side, t->seed, 0, index, e) ||
 	    crop_apply(&t->crop, &r->pixels, &c, (uint32_t)side, white, RESIZE_AUTO, e))
 		return -1;
 	memcpy(out, t->crop.rgb, (size_t)side * (size_t)side * 3);

@@ -80,10 +80,8 @@ int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops
 int clip_build(struct clip *m, struct error *e);
 /* Our model file for inference. */
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
-/* A folder as Hugging Face publishes CLIP (clip-hf.c): config.json, model.safetensors (f32, f16 or bf16), vocab.json,
- * merges.txt and, where it is there, preprocessor_config.json. */
-int clip_load_hf(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e);
-/* Either of them: a folder is a published model. */
+/* The same, or a folder as Hugging Face publishes CLIP (clip-hf.c): config.json, model.safetensors (f32, f16 or bf16),
+ * vocab.json, merges.txt and, where it is there, preprocessor_config.json. */
 int clip_open(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);
 json_t *clip_config_json(const struct clip_config *c);

@@ -235,7 +235,8 @@ static const struct bound_names names_true = {"loss", "loss_1", "elb_beta", "elb
 static const struct bound_names names_relaxed = {"relaxed_loss", "relaxed_loss_1", "relaxed_elb_beta", "relaxed_elb"};
 
 /* From sums over records of the distortion per value and the KL per token. */
-static void set_bound(struct metrics *sums, const struct bound_names *names, const struct dvae_fit *f, double distortion, double kl)
+static void set_bound(struct metrics *sums, const struct bound_names *names, const struct dvae_fit *f,
+                      double distortion, double kl)
 {
 	double values = 3 * (double)pixels_of(f->d, 1), tokens = (double)tokens_of(f->d, 1);
 	double loss = distortion + f->o.schedule.beta * tokens / values * kl, loss_1 = distortion + tokens / values * kl;

@@ -34,11 +34,6 @@ void hash_finish(struct hash *h, char id[ID_LENGTH + 1])
 	XXH3_freeState((XXH3_state_t *)h);
 }
 
-void hash_bytes(const void *p, size_t n, char id[ID_LENGTH + 1])
-{
-	to_hex(XXH3_128bits(p, n), id);
-}
-
 uint64_t hash64(const void *p, size_t n)
 {
 	return XXH3_64bits(p, n);

@@ -8,7 +8,6 @@ struct hash; /* running state */
 struct hash *hash_new(struct error *e);
 void hash_add(struct hash *h, const void *p, size_t n);
 void hash_finish(struct hash *h, char id[ID_LENGTH + 1]); /* frees h */
-void hash_bytes(const void *p, size_t n, char id[ID_LENGTH + 1]);
 uint64_t hash64(const void *p, size_t n); /* XXH3-64, for tables, checksums, and record keys in the RNG */
 
 #endif

@@ -147,6 +147,19 @@ int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e)
 	}
 }
 
+int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, size_t *at, struct error *e)
+{
+	const uint8_t *found = n ? memchr(p, '\t', n) : NULL;
+	*at = tab && found ? (size_t)(found + 1 - p) : 0;
+	if (tab && !found)
+		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l),
+		            (unsigned long long)lines_number(l));
+	if (!tab && found && lines_number(l) == 1)
+		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, cut -f2 for a list "
+		            "of pictures", lines_name(l));
+	return 0;
+}
+
 uint64_t lines_number(const struct lines *l)
 {
 	return l->number;

@@ -43,7 +43,8 @@ static int claim(struct names *names, const struct buf *name, struct error *e)
 
 static bool is_safe(uint8_t c)
 {
-	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c >= 0x80 || (c && strchr("_~+=@-", c));
+	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c >= 0x80 ||
+	       (c && strchr("_~+=@-", c));
 }
 
 static int safe_key(struct buf *out, const struct record *r, uint64_t number, struct error *e)

@@ -2,6 +2,8 @@
  * out-of-band buffers are not among them. */
 #include "pickle.h"
 
+#include "bytes.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,9 +56,7 @@ static const uint8_t *take(struct machine *m, uint64_t n)
 static int take_number(struct machine *m, int bytes, uint64_t *v)
 {
 	const uint8_t *p = take(m, (uint64_t)bytes);
-	*v = 0;
-	for (int i = 0; p && i < bytes; i++)
-		*v |= (uint64_t)p[i] << (8 * i);
+	*v = p ? get_le(p, bytes) : 0;
 	return p ? 0 : -1;
 }
 
@@ -194,13 +194,12 @@ static int push_text(struct machine *m, enum pickle_kind kind, int length_bytes)
 /* Two's complement of n bytes; beyond 64 bits the bytes themselves. */
 static int push_long(struct machine *m, int length_bytes)
 {
-	uint64_t n, x = 0;
+	uint64_t n;
 	const uint8_t *p = take_number(m, length_bytes, &n) ? NULL : take(m, n);
 	if (!p)
 		return -1;
 	if (n <= 8) {
-		for (uint64_t i = 0; i < n; i++)
-			x |= (uint64_t)p[i] << (8 * i);
+		uint64_t x = get_le(p, (int)n);
 		if (n && n < 8 && p[n - 1] & 0x80)
 			x |= ~(uint64_t)0 << (8 * n);
 		return push_int(m, PICKLE_INT, (int64_t)x);

@@ -510,13 +510,12 @@ static int locate_old(struct reading *r, const struct pickle_value *key, uint64_
 {
 	struct torch_storage *s = find_storage(r, key);
 	uint8_t p[8];
-	uint64_t elements = 0, bytes;
+	uint64_t bytes;
 	if (!s || s->located)
 		return bad(r, "a storage that no tensor uses, or that stands twice");
 	if (bytes_get(r->bytes, p, sizeof p, *at, r->e))
 		return -1;
-	for (int i = 0; i < 8; i++)
-		elements |= (uint64_t)p[i] << (8 * i);
+	uint64_t elements = get_le(p, sizeof p);
 	if (elements != s->elements || __builtin_mul_overflow(elements, s->type->bytes, &bytes))
 		return bad(r, "storage %.*s: has %llu elements, expected %llu", (int)(s->key_n < 40 ? s->key_n : 40), s->key,
 		           (unsigned long long)elements, (unsigned long long)s->elements);

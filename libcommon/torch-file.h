@@ -3,8 +3,8 @@
  *
  * A tensor is a view of a storage: type, offset, shape and strides.  All that is checked here, so that a reader only
  * has to follow it.  Names are those of a state dictionary: keys joined with dots; modules are walked by their
- * _parameters, _buffers and _modules, and whatever is no tensor is passed over; a tensor alone is "tensor".  The halves of the published dVAE name
- * their tensors alike (blocks.input.w): "encoder." or "decoder." is put before them. */
+ * _parameters, _buffers and _modules, and whatever is no tensor is passed over; a tensor alone is "tensor".  The halves
+ * of the published dVAE name their tensors alike (blocks.input.w): "encoder." or "decoder." is put before them. */
 #ifndef TORCH_FILE_H
 #define TORCH_FILE_H
 

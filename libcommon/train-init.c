@@ -86,9 +86,10 @@ static int load(struct train_run *r, const struct weights *w, struct error *e)
 	int result = describe_differences(r, w, &what, e);
 	if (result == 0 && load_rows(r, w, &why))
 		result = fail(e, why.status, "%.250s%s%.200s", why.text, what.n ? "; " : "", what.n ? (char *)what.p : "");
+	const char *step = weights_meta(w, "dalle.step");
 	if (result == 0)
-		note(0, "%s: starts from %s, step %s%s%s", r->o->output, r->o->init, weights_meta(w, "dalle.step"),
-		     what.n ? "; " : "", what.n ? (char *)what.p : "");
+		note(0, "%s: starts from %s, step %s%s%s", r->o->output, r->o->init, step ? step : "unknown", what.n ? "; " : "",
+		     what.n ? (char *)what.p : "");
 	if (result == 0 && r->init.anew)
 		note(0, "%s: %d tensors of another vocabulary start from chance", r->o->output, r->init.anew);
 	buf_free(&what);

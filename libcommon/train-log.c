@@ -1,5 +1,5 @@
-/* train-log.c - what a run tells: lines of JSON in the log file, one line on a terminal, a line now and then
- * with -v, and warnings of loss spikes.  A log that cannot be written does not end a long run: it is told once. */
+/* train-log.c - what a run tells: lines of JSON in the log file, one line on a terminal or else a line now and then (more
+ * often with -v), and warnings of loss spikes.  A log that cannot be written does not end a long run: it is told once. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>

@@ -146,7 +146,8 @@ static int check_options(const struct trainee *t, const struct train_options *o,
 	if (o->patience && !o->eval)
 		return fail(e, STATUS_USAGE, "--patience needs --eval");
 	if (o->patience && o->keep_state)
-		return fail(e, STATUS_USAGE, "--patience writes the best weights, --keep-state the state of the last update: give one of them");
+		return fail(e, STATUS_USAGE,
+		            "--patience writes the best weights, --keep-state the state of the last update: give one of them");
 	if (o->new_vocabulary && !o->init)
 		return fail(e, STATUS_USAGE, "--new-vocabulary needs --init");
 	if (o->no_master && type == DT_F32)

@@ -19,7 +19,7 @@ struct train_log {
 	int64_t updates;      /* in sums */
 	double line_began;    /* seconds_now */
 	double aside;         /* seconds since then spent on evaluations and checkpoints */
-	double told;          /* when the last line for -v was printed */
+	double told;          /* when the last line of progress was printed where there is no terminal */
 	double recent[SPIKE_WINDOW + SPIKE_RUN]; /* losses, a ring, for spikes */
 	int64_t watched, spike_told; /* losses seen; step of the last warning */
 };

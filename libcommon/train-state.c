@@ -451,9 +451,10 @@ static bool is_complete(const struct weights *w)
 
 static int no_state(const struct train_run *r, const struct weights *w, struct error *e)
 {
+	const char *step = weights_meta(w, "dalle.step");
 	return fail(e, STATUS_BAD, "%s: is complete at step %s and was written without --keep-state, so that it cannot go on to step"
 	            " %lld; -o OTHER --init %s trains on from its weights, --restart replaces it", r->o->output,
-	            weights_meta(w, "dalle.step"), (long long)r->steps, r->o->output);
+	            step ? step : "unknown", (long long)r->steps, r->o->output);
 }
 
 int train_resume(struct train_run *r, struct error *e)

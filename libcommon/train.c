@@ -288,8 +288,8 @@ static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
 	if (!r->o->output)
 		return fail(e, STATUS_USAGE, "no model file to write: give -o FILE");
 	r->batch = mem_alloc((size_t)r->t->batch, sizeof *r->batch, e);
-	if (!r->batch || train_lock(r, e) || loader_load(r->data, e) || open_eval(r, e) || set_steps(r, e) || train_init_open(r, e) ||
-	    train_describe(r, argc, argv, e))
+	if (!r->batch || train_lock(r, e) || loader_load(r->data, e) || open_eval(r, e) ||
+	    set_steps(r, e) || train_init_open(r, e) || train_describe(r, argc, argv, e))
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;

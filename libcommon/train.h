@@ -83,7 +83,8 @@ struct train_options {
 	OPT_FLAG(0, "no-master", &(t)->no_master, "keep matrices in 16 bits only, rounded at random; with -p bf16 or f16"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
 	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
-	OPT_FLAG(0, "keep-state", &(t)->keep_state, "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
+	OPT_FLAG(0, "keep-state", &(t)->keep_state, \
+	         "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
 	OPT_FLAG(0, "dry-run", &(t)->dry_run, "print the memory plan and exit")
 
 /* When the step size is halved because the training loss no longer falls (C23, J12).  After `from` updates the mean loss of
@@ -141,13 +142,13 @@ struct trainee {
 };
 
 /* Check the options, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
- * moments, averages and activations fit the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1: STATUS_LIMIT when it does not fit
- * (also after printing), STATUS_USAGE. */
+ * moments, averages and activations fit the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1:
+ * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE. */
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
 
-/* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after a stop signal
- * (saved), or e->status. */
+/* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after
+ * a stop signal (saved), or e->status. */
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);
 
 /* Schedules.  Cosine of recipe B18: from v0 at 0 to v1 at T, then constant. */

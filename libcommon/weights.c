@@ -1,6 +1,6 @@
 /* weights.c - reading model files: the safetensors header, checked before anything in it is believed, then
  * tensors by position.  Files of torch.save come through torch-file.c, which runs nothing in them.  Writing is in
- * weights-params.c. */
+ * weights-write.c. */
 #include "weights.h"
 
 #include <stdlib.h>
@@ -101,9 +101,7 @@ static json_t *parse_object(const struct weights *w, const char *text, size_t n,
 /* The JSON object of `length` bytes after the length itself. */
 static int read_header(struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
-	uint64_t length = 0;
-	for (size_t i = 0; i < 8 && i < n; i++)
-		length |= (uint64_t)first[i] << (8 * i);
+	uint64_t length = n < 8 ? 0 : get_le(first, 8);
 	if (n < 9 || first[8] != '{' || length < 2)
 		return not_ours(w, first, n, e);
 	if (length > w->file.size - 8 || length > HEADER_LIMIT)
@@ -402,7 +400,7 @@ int weights_need_kind(const struct weights *w, const char *kind, struct error *e
 {
 	const char *k = weights_meta(w, "dalle.kind");
 	if (!k)
-		return bad(w, e, "is a safetensors file of another program, expected a %s model", kind);
+		return bad(w, e, "is a model file of another program, expected a %s model", kind);
 	if (strcmp(k, kind))
 		return bad(w, e, "is a %.40s model, expected a %s model", k, kind);
 	return 0;

@@ -1,8 +1,9 @@
 /* weights.h - model files: safetensors, one file, readable by the public library.
  * __metadata__ (all strings): "dalle.kind" (dvae, dalle, clip), "dalle.config" (JSON), "dalle.id" (hash of kind, config
  * and tensor checksums), "dalle.text_id", "dalle.image_id" (what it was trained on), "dalle.step", "dalle.version",
- * "dalle.command" (JSON array of command lines), "dalle.checksums" (JSON object: tensor -> XXH3-64 hex),
- * and while training is unfinished "dalle.state" (JSON: counters, data position, best evaluation, ...).
+ * "dalle.command", "dalle.data" (JSON arrays of command lines: of the model, of its data), "dalle.run" (JSON: what decides
+ * the result), "dalle.checksums" (JSON object: tensor -> XXH3-64 hex), and while training is unfinished, or with
+ * --keep-state, "dalle.state" (JSON: counters, data position, best evaluation, ...).
  * The reader follows the safetensors rules: 8-byte length, bounded header, no duplicate keys, offsets contiguous from
  * 0 without holes to exactly the end of the file, sizes = product of shape and type with checked multiplication. */
 #ifndef WEIGHTS_H
@@ -53,8 +54,8 @@ const struct weights_tensor *weights_find(const struct weights *w, const char *n
 int weights_read(const struct weights *w, const struct weights_tensor *t, float *out, struct error *e);
 /* Its t->bytes bytes as they are, in row-major order, checksum verified when there is one. */
 int weights_read_raw(const struct weights *w, const struct weights_tensor *t, void *out, struct error *e);
-/* Read the tensor's bytes of any type and compare with its checksum: 1 equal (also a zip archive's CRC), 0 when the file has none for it,
- * -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
+/* Read the tensor's bytes of any type and compare with its checksum, or with a zip archive's CRC: 1 equal, 0 when the file
+ * has none for it, -1 different (STATUS_BAD) or unreadable.  hex, if not NULL, gets the XXH3-64. */
 int weights_verify(const struct weights *w, const struct weights_tensor *t, char hex[17], struct error *e);
 uint64_t weights_bytes(const struct weights *w); /* size of the file */
 /* The identity of a model: hash over kind, config and n pairs of name and checksum, by name. */
@@ -68,8 +69,8 @@ const json_t *weights_metadata(const struct weights *w);
 
 /* STATUS_BAD unless dalle.kind is `kind`: "FILE: is a clip model, expected a dvae model". */
 int weights_need_kind(const struct weights *w, const char *kind, struct error *e);
-/* Fill a block of p from tensors named prefix + row name: every row must be there with its shape.  Values are converted to the
- * row's storage (params_place); a tensor of that very type is taken bit by bit.  Then params_refresh is the caller's. */
+/* Fill a block of p from tensors named prefix + row name: every row must be there with its shape.  Values are converted to
+ * the row's storage (params_place); a tensor of that very type is taken bit by bit.  Then params_refresh is the caller's. */
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e);
 
 /* The same into a host array: row r begins at element r->at.  total elements. */

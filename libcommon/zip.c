@@ -18,14 +18,6 @@ static int bad(const struct zip *z, const char *what, struct error *e)
 	return fail(e, STATUS_BAD, "%s: damaged or truncated zip archive: %s", z->bytes->name, what);
 }
 
-static uint64_t number(const uint8_t *p, int bytes)
-{
-	uint64_t v = 0;
-	for (int i = 0; i < bytes; i++)
-		v |= (uint64_t)p[i] << (8 * i);
-	return v;
-}
-
 bool zip_looks_like(const uint8_t *p, size_t n)
 {
 	return n >= 4 && memcmp(p, "PK\3\4", 4) == 0;
@@ -45,11 +37,11 @@ static int read_end64(const struct zip *z, uint64_t end, struct directory *d, st
 		return bad(z, "no room for its zip64 locator", e);
 	if (memcmp(locator, "PK\6\7", 4))
 		return 0; /* an ordinary archive after all */
-	if (bytes_get(z->bytes, p, sizeof p, number(locator + 8, 8), e))
+	if (bytes_get(z->bytes, p, sizeof p, get_le(locator + 8, 8), e))
 		return -1;
 	if (memcmp(p, "PK\6\6", 4))
 		return bad(z, "no zip64 end record where its locator points", e);
-	*d = (struct directory){.at = number(p + 48, 8), .size = number(p + 40, 8), .count = number(p + 32, 8)};
+	*d = (struct directory){.at = get_le(p + 48, 8), .size = get_le(p + 40, 8), .count = get_le(p + 32, 8)};
 	return 0;
 }
 
@@ -68,7 +60,7 @@ static int find_end(const struct zip *z, struct directory *d, struct error *e)
 		r = bad(z, "no end record", e);
 	if (r == 0) {
 		const uint8_t *p = tail + i - 1;
-		*d = (struct directory){.at = number(p + 16, 4), .size = number(p + 12, 4), .count = number(p + 10, 2)};
+		*d = (struct directory){.at = get_le(p + 16, 4), .size = get_le(p + 12, 4), .count = get_le(p + 10, 2)};
 		if (d->at == 0xffffffff || d->size == 0xffffffff || d->count == 0xffff)
 			r = read_end64(z, from + i - 1, d, e);
 	}
@@ -82,7 +74,7 @@ static int read_extra(const struct zip *z, struct zip_entry *entry, uint64_t *pa
 {
 	uint64_t *wide[] = {&entry->size, packed, &entry->header};
 	while (n >= 4) {
-		size_t tag = (size_t)number(p, 2), length = (size_t)number(p + 2, 2);
+		size_t tag = (size_t)get_le(p, 2), length = (size_t)get_le(p + 2, 2);
 		if (length > n - 4)
 			return bad(z, "an extra field is longer than its place", e);
 		size_t at = 0;
@@ -91,7 +83,7 @@ static int read_extra(const struct zip *z, struct zip_entry *entry, uint64_t *pa
 				continue;
 			if (at + 8 > length)
 				return bad(z, "a zip64 field is too short", e);
-			*wide[i] = number(p + 4 + at, 8);
+			*wide[i] = get_le(p + 4 + at, 8);
 			at += 8;
 		}
 		p += 4 + length;
@@ -105,13 +97,13 @@ static int read_entry(struct zip *z, const uint8_t *p, size_t left, size_t *used
 {
 	if (left < CENTRAL_BYTES || memcmp(p, "PK\1\2", 4))
 		return bad(z, "its directory is cut", e);
-	size_t name = (size_t)number(p + 28, 2), extra = (size_t)number(p + 30, 2), comment = (size_t)number(p + 32, 2);
+	size_t name = (size_t)get_le(p + 28, 2), extra = (size_t)get_le(p + 30, 2), comment = (size_t)get_le(p + 32, 2);
 	*used = CENTRAL_BYTES + name + extra + comment;
 	if (*used > left)
 		return bad(z, "its directory is cut", e);
 	struct zip_entry *entry = &z->entries[z->count++];
-	uint64_t packed = number(p + 20, 4);
-	*entry = (struct zip_entry){.size = number(p + 24, 4), .header = number(p + 42, 4), .crc = (uint32_t)number(p + 16, 4)};
+	uint64_t packed = get_le(p + 20, 4);
+	*entry = (struct zip_entry){.size = get_le(p + 24, 4), .header = get_le(p + 42, 4), .crc = (uint32_t)get_le(p + 16, 4)};
 	if (memchr(p + CENTRAL_BYTES, 0, name))
 		return bad(z, "a name with a zero byte", e);
 	/* `names` was reserved whole, so that this pointer stays. */
@@ -119,7 +111,7 @@ static int read_entry(struct zip *z, const uint8_t *p, size_t left, size_t *used
 	if (buf_add(&z->names, p + CENTRAL_BYTES, name, e) || buf_add(&z->names, "", 1, e) ||
 	    read_extra(z, entry, &packed, p + CENTRAL_BYTES + name, extra, e))
 		return -1;
-	entry->plain = number(p + 10, 2) == 0 && !(p[8] & 1) && packed == entry->size;
+	entry->plain = get_le(p + 10, 2) == 0 && !(p[8] & 1) && packed == entry->size;
 	return 0;
 }
 
@@ -188,7 +180,7 @@ int zip_locate(const struct zip *z, const struct zip_entry *entry, uint64_t *at,
 		return -1;
 	if (!zip_looks_like(p, sizeof p))
 		return bad(z, "no file where its directory points", e);
-	*at = entry->header + LOCAL_BYTES + number(p + 26, 2) + number(p + 28, 2);
+	*at = entry->header + LOCAL_BYTES + get_le(p + 26, 2) + get_le(p + 28, 2);
 	if (*at > z->bytes->size || entry->size > z->bytes->size - *at)
 		return bad(z, "a file ends after the end of the archive", e);
 	return 0;

@@ -65,14 +65,10 @@ static void set_codec(struct header *h, const struct bpe *b)
 static int line_record(struct job *j, struct lines *l, const uint8_t *p, size_t n, struct record *r, struct error *e)
 {
 	unsigned long long number = lines_number(l);
-	const uint8_t *key_end = tab && n ? memchr(p, '\t', n) : NULL;
-	size_t skip = key_end ? (size_t)(key_end + 1 - p) : 0;
+	size_t skip;
 	record_clear(r);
-	if (tab && !key_end)
-		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l), number);
-	if (!tab && number == 1 && n && memchr(p, '\t', n))
-		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, cut -f2 for a list of pictures",
-		            lines_name(l));
+	if (lines_caption(l, tab, p, n, &skip, e))
+		return -1;
 	if (!tab && buf_printf(&r->key, e, "%llu", number))
 		return -1;
 	int key = tab ? text_repair(p, skip - 1, &r->key, e) : 0, caption = text_repair(p + skip, n - skip, &r->caption, e);

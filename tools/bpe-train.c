@@ -33,16 +33,8 @@ static int count_lines(struct bpe_counts *c, char **files, int n, uint64_t *capt
 	struct progress progress;
 	progress_start(&progress, "bytes", 0);
 	while (l && (r = lines_next(l, &p, &length, e)) > 0) {
-		const uint8_t *key_end = tab && length ? memchr(p, '\t', length) : NULL;
-		size_t skip = key_end ? (size_t)(key_end + 1 - p) : 0;
-		if (tab && !key_end && (r = fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l),
-					(unsigned long long)lines_number(l))))
-			break;
-		if (!tab && lines_number(l) == 1 && length && memchr(p, '\t', length) &&
-		    (r = fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, cut -f2 for a list of pictures",
-		              lines_name(l))))
-			break;
-		if ((r = bpe_count(c, p + skip, length - skip, e)))
+		size_t skip;
+		if ((r = lines_caption(l, tab, p, length, &skip, e)) || (r = bpe_count(c, p + skip, length - skip, e)))
 			break;
 		uint64_t done;
 		if (++*captions % 4096 == 0) {

@@ -19,7 +19,8 @@ static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "CLIP model file, or a folder as Hugging Face publishes it"),
 	OPT_OUTPUT(&output),
 	OPT_INT('k', "keep", &keep, 0, 1 << 30, "K", "keep the best K of each caption, 0 for all"),
-	OPT_STRING('w', "weights", &weights_text, "LIST", "what counts: clip=1 (the cosine), nll=1 (dalle-score's likelihood), or both"),
+	OPT_STRING('w', "weights", &weights_text, "LIST",
+	           "what counts: clip=1 (the cosine), nll=1 (dalle-score's likelihood), or both"),
 	OPT_REAL(0, "min-score", &min_score, -1e9, 1e9, "X", "drop records with a lower score"),
 	OPT_FLAG(0, "no-sort", &no_sort, "leave the order: a data filter, one record at a time"),
 	OPT_FLAG(0, "retrieval", &retrieval, "write no records but how well captions find their pictures, and the reverse"),
@@ -159,17 +160,6 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 			return -1;
 	g->n = 0;
 	return 0;
-}
-
-static bool same_bytes(const void *a, size_t a_n, const void *b, size_t b_n)
-{
-	return a_n == b_n && (a_n == 0 || memcmp(a, b, a_n) == 0);
-}
-
-static bool same_caption(const struct record *a, const struct record *b)
-{
-	return same_bytes(a->caption.p, a->caption.n, b->caption.p, b->caption.n) &&
-	       same_bytes(a->text.v, a->text.n * sizeof *a->text.v, b->text.v, b->text.n * sizeof *b->text.v);
 }
 
 static int group_add(struct group *g, struct filter *f, const struct record *r, struct error *e)
@@ -321,16 +311,15 @@ static int retrieve(struct embedder *x, struct filter *f, int argc, char **argv,
 {
 	struct gallery q = {0}, pool = {0};
 	struct filter other = {0};
+	struct error none = {0};
 	char *operand[] = {argv[0], (char *)among};
 	int r = gallery_read(&q, x, f, e);
-	if (!r && among) {
+	if (!r && among)
 		r = filter_open(&other, 2, operand, 1, e) || embedder_check(x, &other.header, among, e) ||
 		    gallery_read(&pool, x, &other, e);
-		reader_close(other.in);
-		other.in = NULL;
-	}
 	if (!r)
 		r = print_retrieval(&q, among ? &pool : &q, x->model.config.embed, e);
+	filter_close(&other, &none); /* what went wrong is in e */
 	gallery_free(&q);
 	gallery_free(&pool);
 	return r;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../libcommon/device.h"
+#include "../libcommon/json-file.h"
 #include "../libcommon/plan.h"
 #include "../libcommon/weights.h"
 
@@ -33,14 +34,16 @@ static const struct opt options[] = {
 	OPT_CHOICE(0, "averages", &averages, "device|host", "where averaged weights are kept"),
 	OPT_INT('r', "rank", &rank, 0, 1 << 17, "N", "total rank of PowerSGD between machines, 0 for plain all-reduce"),
 	OPT_REAL(0, "flops", &in.flops, 0, 1e21, "X", "operations per second that a GPU sustains, 0 for not known"),
-	OPT_REAL(0, "node-bandwidth", &in.node_bandwidth, 0, 1e15, "X", "bytes per second of a GPU inside its machine, 0 for not known"),
+	OPT_REAL(0, "node-bandwidth", &in.node_bandwidth, 0, 1e15, "X",
+	         "bytes per second of a GPU inside its machine, 0 for not known"),
 	OPT_REAL(0, "network", &in.network, 0, 1e15, "X", "bytes per second of a GPU between machines, 0 for not known"),
 	OPT_STRING(0, "rates", &rates_path, "FILE", "JSON object with flops, node_bandwidth, network, as measured"),
 	OPT_FLAG(0, "no-overlap", &no_overlap, "computing and sending take turns"),
 	OPT_FLAG('J', "json", &as_json, "one JSON object instead of the table"),
 	OPT_END,
 };
-static const struct tool tool = {"dalle-plan", "[OPTION]...", "Plan memory, traffic and time of training a transformer", options};
+static const struct tool tool = {"dalle-plan", "[OPTION]...",
+                                 "Plan memory, traffic and time of training a transformer", options};
 
 /* ---- input ---- */
 
@@ -74,12 +77,8 @@ static int read_rates(const char *path, struct error *e)
 		const char *name;
 		double *to;
 	} rates[] = {{"flops", &in.flops}, {"node_bandwidth", &in.node_bandwidth}, {"network", &in.network}};
-	struct buf text = {0};
-	json_error_t at;
-	if (read_file(path, 1 << 20, &text, e))
-		return -1;
-	json_t *j = json_loadb((char *)text.p, text.n, JSON_REJECT_DUPLICATES, &at);
-	int r = j && json_is_object(j) ? 0 : fail(e, STATUS_BAD, "%s: expected a JSON object: %.160s", path, j ? "it is none" : at.text);
+	json_t *j = json_file_read(path, 1 << 20, e);
+	int r = j ? 0 : -1;
 	for (size_t i = 0; r == 0 && i < ARRAY_LEN(rates); i++) {
 		const json_t *v = json_object_get(j, rates[i].name);
 		if (v && !(json_is_number(v) && json_number_value(v) >= 0))
@@ -89,7 +88,6 @@ static int read_rates(const char *path, struct error *e)
 			*rates[i].to = json_number_value(v);
 	}
 	json_decref(j);
-	buf_free(&text);
 	return r;
 }
 
@@ -254,14 +252,17 @@ static json_t *plan_json(const struct plan *p)
 	json_t *config = dalle_config_json(&in.config);
 	json_t *counts = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "embeddings", N(n->embeddings), "attention", N(n->attention), "mlp",
 	                           N(n->mlp), "gains", N(n->gains), "heads", N(n->heads), "total", N(n->total));
-	json_t *memory = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "weights", N(m->weights), "copies", N(m->copies),
+	json_t *memory = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
+	                           "weights", N(m->weights), "copies", N(m->copies),
 	                           "gradients", N(m->gradients), "errors", N(m->errors), "moments", N(m->moments), "averages",
 	                           N(m->averages), "gathered", N(m->gathered), "stream", N(m->stream), "inside", N(m->inside),
 	                           "logits", N(m->logits), "total", N(m->total), "host", N(m->host));
 #undef N
-	json_t *flops = json_pack("{s:f,s:o,s:f,s:f,s:f}", "products", f->products, "attention", attention_json(f), "heads", f->heads,
+	json_t *flops = json_pack("{s:f,s:o,s:f,s:f,s:f}", "products", f->products, "attention", attention_json(f),
+	                          "heads", f->heads,
 	                          "recomputed", f->recomputed, "total", f->total);
-	json_t *wire = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "gather", w->gather, "scatter", w->scatter, "matrices", w->plain,
+	json_t *wire = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "gather", w->gather, "scatter", w->scatter,
+	                         "matrices", w->plain,
 	                         "p", w->p, "q", w->q, "others", w->others, "payload", w->payload, "ring", w->ring, "compression",
 	                         w->compression);
 	json_t *time = json_pack("{s:f,s:f,s:f,s:f,s:f}", "compute", t->compute, "node", t->node, "network", t->network, "total",

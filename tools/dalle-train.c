@@ -22,28 +22,33 @@ static const struct opt options[] = {
 	OPT_INT(0, "layers", &layers, 1, 1024, "N", "layers, each attention and MLP"),
 	OPT_INT(0, "width", &width, 1, 1 << 17, "N", "width of the residual stream, a multiple of --heads"),
 	OPT_INT(0, "heads", &heads, 1, 4096, "N", "attention heads"),
-	OPT_CHOICE(0, "mask", &model.config.mask, DALLE_MASKS, "attention: the paper's row, column and conv layers, or all earlier states"),
+	OPT_CHOICE(0, "mask", &model.config.mask, DALLE_MASKS,
+	           "attention: the paper's row, column and conv layers, or all earlier states"),
 	OPT_INT(0, "conv-k", &conv_k, 1, 4095, "N", "side of the conv mask's window, odd"),
 	OPT_FLAG(0, "conv-centred", &centred, "conv mask without the taps that wrap around (61 instead of 66)"),
 	OPT_INT(0, "text-length", &text_length, 1, 1 << 16, "N", "text states; captions have at most N - 1 tokens"),
 	OPT_STRING(0, "bpe", &vocabulary, "VOCAB", "vocabulary file: encode captions anew each time, with dropout"),
 	OPT_REAL(0, "bpe-dropout", &model.recipe.bpe_dropout, 0, 1, "P", "share of merges skipped with --bpe"),
 	OPT_REAL(0, "caption-dropout", &caption_dropout, 0, 1, "P", "share of captions replaced by the empty one, for --guidance"),
-	OPT_REAL(0, "token-dropout", &token_dropout, 0, 1, "P", "share of image tokens hidden from what follows them, against overfitting"),
+	OPT_REAL(0, "token-dropout", &token_dropout, 0, 1, "P",
+	         "share of image tokens hidden from what follows them, against overfitting"),
 	OPT_REAL(0, "lr-end", &model.recipe.lr_end, 0, 1, "X", "end of the cosine, as a share of the peak step size"),
 	OPT_STRING(0, "halve-at", &halvings, "LIST", "halve the step size at these updates (N,N,...) instead of the cosine"),
 	OPT_FLAG(0, "halve-on-plateau", &on_plateau, "halve it when the training loss stops falling, instead of the cosine"),
 	OPT_INT(0, "halvings", &most_halvings, 0, PLATEAU_MOST, "N", "most halvings on a plateau"),
-	OPT_INT(0, "plateau-window", &plateau_window, 0, 1e12, "N", "updates whose mean losses are compared, 0 for a fiftieth of all"),
+	OPT_INT(0, "plateau-window", &plateau_window, 0, 1e12, "N",
+	        "updates whose mean losses are compared, 0 for a fiftieth of all"),
 	OPT_REAL(0, "plateau-gain", &plateau_gain, 0, 1, "X", "a mean that is lower by less than this share is no gain"),
 	OPT_INT(0, "plateau-patience", &plateau_patience, 1, 1e6, "N", "means in a row without gain that make a plateau"),
 	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
 	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
 	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
-	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary, "with --init: vocabulary or dVAE may be others, their tensors start anew"),
+	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary,
+	         "with --init: vocabulary or dVAE may be others, their tensors start anew"),
 	OPT_REAL(0, "init-scale", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
-	OPT_CHOICE(0, "grad-scale", &grad_scale, "resblock|global", "with -p f16: a gradient scale for each resblock, or one for the loss"),
+	OPT_CHOICE(0, "grad-scale", &grad_scale, "resblock|global",
+	           "with -p f16: a gradient scale for each resblock, or one for the loss"),
 	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
@@ -144,7 +149,8 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	dalle_fit_trainee(f, t, config, h);
 	t->activation_bytes = bytes;
 	if (on_plateau && !halvings) /* which takes the place of the large presets' rule */
-		t->plateau = (struct plateau_rule){(int)most_halvings, model.recipe.warmup, plateau_window, plateau_patience, plateau_gain};
+		t->plateau = (struct plateau_rule){(int)most_halvings, model.recipe.warmup, plateau_window,
+		                                  plateau_patience, plateau_gain};
 	int planned = r == 0 ? train_plan(t, &train, ops, dev, e) : -1;
 	if (planned)
 		return planned;

@@ -12,7 +12,7 @@ static bool as_json, each;
 
 static const struct opt options[] = {
 	OPT_FLAG('e', "each", &each, "also key, MSE and PSNR of each record"),
-	OPT_FLAG(0, "json", &as_json, "JSON lines: one per record, then the whole"),
+	OPT_FLAG('J', "json", &as_json, "JSON lines: one per record, then the whole"),
 	OPT_END,
 };
 static const struct tool tool = {"img-diff", "[OPTION]... FILE [FILE]", "Compare the pictures of two streams", options};

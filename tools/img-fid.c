@@ -20,8 +20,9 @@ static bool as_json;
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "CLIP model file, or a folder as Hugging Face publishes it"),
 	OPT_STRING(0, "blur", &blur_list, "RADII", "blur both sides by each of these radii, as 0,1,2,4,8 in the paper"),
-	OPT_INT('k', "neighbours", &neighbours, 0, 1000, "K", "also precision and recall by K neighbours, 3 is usual; 0 for neither"),
-	OPT_FLAG(0, "json", &as_json, "JSON lines: an object for each radius"),
+	OPT_INT('k', "neighbours", &neighbours, 0, 1000, "K",
+	        "also precision and recall by K neighbours, 3 is usual; 0 for neither"),
+	OPT_FLAG('J', "json", &as_json, "JSON lines: an object for each radius"),
 	OPT_RUN(&run),
 	OPT_END,
 };

@@ -229,16 +229,21 @@ static int put_batch(struct unpack *u, int n, struct error *e)
 
 /* ---- animations: all frames are held, as a sample's come between those of others ---- */
 
-/* n > 0 encoded frames as one APNG to u->name in the folder, or to the output; frees them. */
-static int put_animation(struct unpack *u, struct buf *frames, size_t n, struct error *e)
+static void free_frames(struct buf *frames, size_t n)
+{
+	for (size_t i = 0; frames && i < n; i++)
+		buf_free(&frames[i]);
+	free(frames);
+}
+
+/* n > 0 encoded frames as one APNG to u->name in the folder, or to the output. */
+static int put_animation(struct unpack *u, const struct buf *frames, size_t n, struct error *e)
 {
 	struct buf file = {0};
 	int r = apng_write(&file, frames, n, (uint32_t)delay, (uint32_t)hold, e);
 	if (r == 0)
 		r = folder ? put_file(u, &file, e) : write_full(u->out.fd, file.p, file.n, u->out.path, e);
 	buf_free(&file);
-	for (size_t i = 0; i < n; i++)
-		buf_free(&frames[i]);
 	return r;
 }
 
@@ -251,7 +256,7 @@ static int put_film(struct unpack *u, const struct film *film, uint64_t number, 
 		encode(u, &film->frames[i], &frames[i], e);
 	int r = e->status || names_make(&u->names, &u->name, &film->frames[0], number, e) ? -1 : 0;
 	r = r == 0 ? put_animation(u, frames, film->n, e) : r;
-	free(frames);
+	free_frames(frames, film->n);
 	return r;
 }
 
@@ -296,7 +301,7 @@ static int end_animation(struct unpack *u, struct error *e)
 	for (size_t i = 0; i < most && r == 0; i++)
 		r = film_sheet(u, i, &frames[i], e);
 	r = r == 0 ? put_animation(u, frames, most, e) : r;
-	free(frames);
+	free_frames(frames, most);
 	return r;
 }
 
@@ -419,7 +424,8 @@ static const struct opt options[] = {
 
 int main(int argc, char **argv)
 {
-	static const struct tool tool = {"img-unpack", "[OPTION]... [FILE]...", "Turn records with pictures into picture files", options};
+	static const struct tool tool = {"img-unpack", "[OPTION]... [FILE]...",
+	                                 "Turn records with pictures into picture files", options};
 	struct error e = {0};
 	int first, status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)

@@ -168,6 +168,8 @@ int main(int argc, char **argv)
 		return finish(status);
 	if (first == argc)
 		return finish(opt_misuse("expected a model file"));
+	if (list && output)
+		return finish(opt_misuse("--list writes text to standard output, and -o a model: give one of them"));
 	if (open_files(&m, argv + first, (size_t)(argc - first), &e) == 0 && collect(&m, &e) == 0) {
 		if (list)
 			print_list(&m);

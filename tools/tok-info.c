@@ -12,7 +12,7 @@
 static bool as_json, header_only;
 
 static const struct opt options[] = {
-	OPT_FLAG(0, "json", &as_json, "write one JSON object"),
+	OPT_FLAG('J', "json", &as_json, "write one JSON object"),
 	OPT_FLAG(0, "header", &header_only, "only what the header says; reads no records"),
 	OPT_END
 };

@@ -53,6 +53,7 @@ model-import -o views.st views.pt && model-import -o views-old.st views-old.pt |
 model-import -o again.st views.safetensors && [ "$(tensors again.st)" = "$(tensors views.st)" ] || fail "views differ"
 
 refuse 2 'expected a model file' model-import
+refuse 2 'give one of them' model-import --list -o none encoder.pkl
 refuse 3 'is in encoder.pkl too' model-import -o none encoder.pkl encoder-old.pkl
 refuse 3 'expected the encoder' dvae-encode -m decoder.pkl -o none drawn
 refuse 3 'expected the decoder' dvae-decode -m encoder.pkl -o none encoder.pkl.tok
