@@ -60,7 +60,8 @@ enum {
 	N_BLOCK = 768,      /* at most: 288 KiB of the private result */
 	B_BYTES = 32 << 20, /* most packed B at a time */
 	FEW_ROWS = 32,      /* up to here B is not worth packing for all */
-	DOT_ROWS = 16,      /* with bf16 instructions: up to here reading b as it is beats oneDNN */
+	DOT_ROWS = 512,     /* with bf16 instructions: reading b as it is beats oneDNN up to 16 rows; up to here a row's bits must not
+	                     * depend on the rows around it, which oneDNN's do: these are the rows of sampling */
 	SUB = 64,           /* depth of a panel that is used at once, 8 KiB; divides K_BLOCK */
 	ONE_THREAD = 1 << 16, /* fewer products: starting threads takes longer */
 };

@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum {
-	PREFILL_ROWS = 512, /* about how many states are prefilled at once */
+	PREFILL_ROWS = 512, /* at most so many states are prefilled at once, or those of one caption */
 	EXACT_ROWS = 8,     /* steps of more samples are rounded up to multiples: few shapes for the device */
 };
 
@@ -182,7 +182,7 @@ struct sampler *sampler_new(struct dalle *d, int batch, int captions, const stru
 		return NULL;
 	*s = (struct sampler){.d = d, .o = *o, .batch = batch, .captions = captions, .kept = d->c.grid_w * o->prefix_rows};
 	s->sequences = guided(s) ? 2 * batch : batch;
-	s->group = (PREFILL_ROWS - 1) / prefix_states(s) + 1;
+	s->group = prefix_states(s) < PREFILL_ROWS ? PREFILL_ROWS / prefix_states(s) : 1;
 	if (s->group > 2 * captions)
 		s->group = 2 * captions;
 	arena_plan(&s->arena);

@@ -42,22 +42,24 @@ for m in whole parts; do
 done
 same whole.json parts.json "a stopped and resumed run scores like an uninterrupted one"
 dalle-train -x tiny -j1 -n 400 -s 3 -o good.st train.tok; ok $? "training longer"
-dalle-score -m good.st --summary -j1 train.tok >own.json
+dalle-score -m good.st -p f32 --summary -j1 train.tok >own.json
 dalle-score -m good.st --summary --rotate-captions -j1 -b 7 train.tok >rotated.json
 own=$(sed 's/.*nll_image": \([0-9.]*\).*/\1/' own.json) rotated=$(sed 's/.*nll_image": \([0-9.]*\).*/\1/' rotated.json)
 [ "$(echo "$rotated > $own + 0.5" | awk '{print ($1 > $3 + $5)}')" = 1 ]; ok $? "wrong captions cost: $rotated nats, own captions $own"
 dalle-score -m good.st --rotate-captions -j1 -b 40 train.tok | dalle-score -m good.st -j1 >a.tok; ok $? "rotation keeps records"
-dalle-score -m good.st -j1 -b 3 train.tok >b.tok
-dalle-score -m good.st -j1 -b 3 --summary <b.tok >c.json; same own.json c.json "scores add up whatever the batch"
+dalle-score -m good.st -p f32 -j1 -b 3 train.tok >b.tok
+dalle-score -m good.st -p f32 -j1 -b 3 --summary <b.tok >c.json; same own.json c.json "scores add up whatever the batch"
 
-# Samples do not depend on batch, order or neighbours in f32; in bf16 a product's rounding depends on its number of rows.
-for b in 1 7 64; do dalle-sample -m good.st -p f32 -j1 -n 3 -b $b other.tok >s.bin; dalle-score -m good.st -b 4 -j1 s.bin --summary >s$b.json; cp s.bin s$b.tok; done
-same s1.json s7.json "samples in batches of 1 and 7"
-same s1.json s64.json "samples in batches of 1 and 64"
-dalle-sample -m good.st -p f32 -j2 -n 3 other.tok | dalle-score -m good.st -b 4 -j1 --summary >t2.json
-same s1.json t2.json "samples by two threads"
+# Samples do not depend on batch, order or neighbours, in any number format.
+for p in f32 auto; do
+	for b in 1 7 64; do dalle-sample -m good.st -p $p -j1 -n 3 -b $b other.tok >s.bin; dalle-score -m good.st -b 4 -j1 s.bin --summary >s$b.json; cp s.bin s$b.tok; done
+	same s1.json s7.json "samples in batches of 1 and 7, $p"
+	same s1.json s64.json "samples in batches of 1 and 64, $p"
+	dalle-sample -m good.st -p $p -j2 -n 3 other.tok | dalle-score -m good.st -b 4 -j1 --summary >t2.json
+	same s1.json t2.json "samples by two threads, $p"
+done
 grep -q '"records": 27' s1.json; ok $? "3 samples of each of 9 records: $(cat s1.json)"
-dalle-sample -m good.st -j1 -t 0 --prefix-rows 4 train.tok | dalle-score -m good.st -j1 --summary >p.json
+dalle-sample -m good.st -j1 -t 0 --prefix-rows 4 train.tok | dalle-score -m good.st -p f32 -j1 --summary >p.json
 same own.json p.json "a prefix of all rows gives the pictures back"
 dalle-sample -m good.st -j1 --guidance 2 --top-k 5 --top-p 0.9 -t 0.8 other.tok | dalle-score -m good.st -j1 --summary >/dev/null; ok $? "guidance"
 n=$(dalle-sample -m good.st -j1 --progressive 1 other.tok | zstd -dc | wc -c)
