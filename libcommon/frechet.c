@@ -225,7 +225,7 @@ int frechet_distance(const struct moments *a, const struct moments *b, double *o
 		double d = a->pivot[i] + a->sum[i] / (double)a->n - b->pivot[i] - b->sum[i] / (double)b->n;
 		sum += d * d + variance(a, i) + variance(b, i);
 	}
-	*out = sum - 2 * root;
+	*out = sum > 2 * root ? sum - 2 * root : 0; /* rounding goes below 0 for equal sets */
 	return 0;
 }
 
