@@ -147,6 +147,16 @@ static void group_mix(struct group *g)
 	}
 }
 
+static uint64_t below; /* records dropped by --min-score */
+
+static int put_unless_below(struct filter *f, const struct record *r, struct error *e)
+{
+	if (!(r->score < min_score))
+		return writer_put(f->out, r, e);
+	below++;
+	return 0;
+}
+
 static int group_flush(struct group *g, struct filter *f, struct error *e)
 {
 	size_t n = keep && (size_t)keep < g->n ? (size_t)keep : g->n;
@@ -156,7 +166,7 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 		group_mix(g);
 	qsort(g->at, g->n, sizeof *g->at, by_score);
 	for (size_t i = 0; i < n; i++)
-		if (!(g->at[i].score < min_score) && writer_put(f->out, &g->at[i], e))
+		if (put_unless_below(f, &g->at[i], e))
 			return -1;
 	g->n = 0;
 	return 0;
@@ -194,13 +204,15 @@ static int rank(struct embedder *x, struct filter *f, struct error *e)
 		for (int i = 0; !r && i < n; i++) {
 			if (!no_sort)
 				r = group_add(&g, f, &f->batch[i], e);
-			else if (!(f->batch[i].score < min_score))
-				r = writer_put(f->out, &f->batch[i], e);
+			else
+				r = put_unless_below(f, &f->batch[i], e);
 		}
 	}
 	if (!r && !e->status)
 		r = group_flush(&g, f, e);
 	group_free(&g);
+	if (below)
+		note(0, "left out %llu records with scores below %g", (unsigned long long)below, min_score);
 	return e->status ? -1 : r;
 }
 

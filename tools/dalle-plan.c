@@ -217,8 +217,9 @@ static void put_time(const struct plan *p)
 	put_seconds("  computing", p->time.compute, true);
 	put_seconds("  inside machines", p->time.node, p->node > 1);
 	put_seconds("  between machines", p->time.network, p->nodes > 1);
-	put_seconds("  all", p->time.total, true);
-	put_seconds("images per hour", p->time.images, false);
+	bool part = !(p->time.compute > 0) || (p->node > 1 && !(p->time.node > 0)) || (p->nodes > 1 && !(p->time.network > 0));
+	put_seconds(part ? "  all, at least" : "  all", p->time.total, true);
+	put_seconds(part ? "images/hour, at most" : "images per hour", p->time.images, false);
 }
 
 static void put_table(const struct plan *p)

@@ -39,7 +39,8 @@ clip-rank -m clip.safetensors asked.pix > ranked.pix || bad "ranking"
 tok-dump --fields score ranked.pix | tr -dc '0-9.\n-' | sort -rnc || bad "not best first"
 [ "$(clip-rank -m clip.safetensors -k 3 asked.pix | tok-dump | wc -l)" -eq 3 ] || bad "-k 3"
 [ "$(clip-rank -m clip.safetensors --no-sort asked.pix | tok-dump --fields key)" = "$(tok-dump --fields key asked.pix)" ] || bad "--no-sort changed the order"
-[ "$(clip-rank -m clip.safetensors --min-score 1 asked.pix | tok-dump | wc -l)" -eq 0 ] || bad "--min-score"
+[ "$(clip-rank -m clip.safetensors --min-score 1 asked.pix 2>left | tok-dump | wc -l)" -eq 0 ] || bad "--min-score"
+grep -q "left out $(tok-dump --fields key asked.pix | wc -l) records" left || bad "--min-score says: $(cat left)"
 
 # By likelihood, and by both: the scores are those that awk computes from the cosines and nll.
 tok-dump --pixels asked.pix | awk '{ sub(/}$/, ""); print $0 ",\"nll_image\":" 2 + (NR * 5 % 8) / 10 "}" }' | tok-load | bpe-encode -m words.bpe -o told.pix || bad "nll"

@@ -60,6 +60,8 @@ dalle-plan -m model -J | grep -q '"layers":2' || fail "sizes of a model file"
 [ "$(dalle-plan -m model | sed -n 's/^  all  *\([0-9]*\).*/\1/p' | head -n 1)" = "$(model-info -s model | sed -n 's/^parameters *//p')" ] ||
 	fail "parameters of a model file"
 
+dalle-plan -x tiny -g 16 --flops 1e12 | grep -q '^  all, at least' || fail "time with rates missing is a bound"
+
 refuse 2 'do not fill' -g 12
 refuse 2 'between machines' -g 8 --rank 64
 refuse 2 'multiple' -x tiny --width 33 --heads 2
