@@ -1,7 +1,7 @@
-/* attn-multiply.h - the product of small tiles for attn.c, included once per instruction set with
+/* attn-multiply.h - the product of small tiles of attention, included by attn-tiles.h once per instruction set with
  *   ISA     suffix of the names          TARGET  function attribute
  *   LANES   floats of a vector           MR      rows of a register tile, which is PANEL columns wide
- * and the macros undefined at the end.  PANEL, a multiple of LANES, and K_BLOCK are constants of the includer. */
+ * and the macros undefined at the end.  PANEL, a multiple of LANES, and K_BLOCK are its constants. */
 
 #define GLUE2(a, b) a##b
 #define GLUE(a, b) GLUE2(a, b)

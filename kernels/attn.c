@@ -4,34 +4,14 @@
  * (column layers swap the axes of the grid for this, C16).  Tiles of TILE queries then meet only the
  * runs of keys that some query of the tile sees; scores of a whole tile are kept, so the softmax
  * is the plain two-pass one.  Nothing depends on the thread count or on the other sequences. */
+#include "attn-tiles.h"
 #include "cpu.h"
-#include "vec.h"
 
 #include <math.h>
 
-enum { TILE = 32, PANEL = 2 * VL, K_BLOCK = 128 };
+enum { TILE = 32 };
 
 /* ---- the product of small tiles ---- */
-
-#define ISA plain
-#define TARGET
-#define LANES 4
-#define MR 2
-#include "attn-multiply.h"
-
-#ifdef __x86_64__
-#define ISA avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define LANES 8
-#define MR 4
-#include "attn-multiply.h"
-
-#define ISA avx512
-#define TARGET __attribute__((target("avx512f,avx2,fma")))
-#define LANES 16
-#define MR 8
-#include "attn-multiply.h"
-#endif
 
 static void multiply(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b, size_t ldb,
                      size_t panel, size_t m, size_t n, size_t k, int add)

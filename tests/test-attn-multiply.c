@@ -1,33 +1,11 @@
 /* test-attn-multiply.c - the small products of attn.c for every instruction set that this CPU has, not only for the
  * best, which the other tests run: against a loop in double, odd sizes, both orders of a, writing and adding,
  * and nothing written outside of the result. */
-#include "../kernels/vec.h"
+#include "../kernels/attn-tiles.h"
 #include "check.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-enum { PANEL = 2 * VL, K_BLOCK = 128 };
-
-#define ISA plain
-#define TARGET
-#define LANES 4
-#define MR 2
-#include "../kernels/attn-multiply.h"
-
-#ifdef __x86_64__
-#define ISA avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define LANES 8
-#define MR 4
-#include "../kernels/attn-multiply.h"
-
-#define ISA avx512
-#define TARGET __attribute__((target("avx512f,avx2,fma")))
-#define LANES 16
-#define MR 8
-#include "../kernels/attn-multiply.h"
-#endif
 
 typedef void multiply_fn(float *c, size_t ldc, const float *a, size_t across, size_t along, const float *b, size_t ldb,
                          size_t panel, size_t m, size_t n, size_t k, int add);
