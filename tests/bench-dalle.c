@@ -4,13 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../libcommon/dalle.h"
-#include "../libcommon/device.h"
 #include "../libcommon/rng.h"
 #include "../libcommon/sample.h"
+#include "bench.h"
 
 static struct run_options run = RUN_DEFAULTS(0);
 static const char *preset = "small";
@@ -33,38 +32,11 @@ static const struct opt options[] = {
 };
 static const struct tool tool = {"bench-dalle", "[OPTION]...", "Rates of the transformer", options};
 
-static const struct ops *ops;
-static struct dev *dev;
-static struct error err;
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(run.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void need(int r)
-{
-	if (r)
-		exit(report(&err));
-}
-
 /* Operations a second of one large product in the device's type. */
 static double ceiling_once(void)
 {
 	enum { N = 1536 };
-	size_t bytes = (size_t)N * N * 4;
-	void *x = ops->alloc(dev, bytes), *w = ops->alloc(dev, bytes), *y = ops->alloc(dev, bytes);
-	need(x && w && y ? 0 : fail(&err, STATUS_LIMIT, "out of memory"));
-	ops->linear_fwd(dev, y, x, w, NULL, N, N, N, 0);
-	need(device_check(ops, dev, &err));
-	double start = now();
-	ops->linear_fwd(dev, y, x, w, NULL, N, N, N, 0);
-	need(device_check(ops, dev, &err));
-	double rate = 2.0 * N * N * N / (now() - start);
-	ops->release(dev, x), ops->release(dev, w), ops->release(dev, y);
-	return rate;
+	return 2.0 * N * N * N / product_seconds(N);
 }
 
 /* Query-key pairs that the masks of all layers allow in one sequence. */

@@ -3,12 +3,11 @@
  * disturb less. */
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "../libcommon/device.h"
 #include "../libcommon/dvae-fit.h"
 #include "../libcommon/dvae-net.h"
 #include "../libcommon/rng.h"
+#include "bench.h"
 
 enum { SIDE = 64 };
 
@@ -24,39 +23,6 @@ static const struct opt options[] = {
 	OPT_END,
 };
 static const struct tool tool = {"bench-dvae", "[OPTION]...", "Rates of the discrete VAE's training", options};
-
-static const struct ops *ops;
-static struct dev *dev;
-static struct error err;
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(run.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void need(int r)
-{
-	if (r)
-		exit(report(&err));
-}
-
-/* Seconds for n^3 multiply-adds of one product in the device's type. */
-static double product_once(int n)
-{
-	size_t bytes = (size_t)n * (size_t)n * 4;
-	void *x = ops->alloc(dev, bytes), *w = ops->alloc(dev, bytes), *y = ops->alloc(dev, bytes);
-	need(x && w && y ? 0 : fail(&err, STATUS_LIMIT, "out of memory"));
-	ops->linear_fwd(dev, y, x, w, NULL, (size_t)n, n, n, 0);
-	need(device_check(ops, dev, &err));
-	double start = now();
-	ops->linear_fwd(dev, y, x, w, NULL, (size_t)n, n, n, 0);
-	need(device_check(ops, dev, &err));
-	double seconds = now() - start;
-	ops->release(dev, x), ops->release(dev, w), ops->release(dev, y);
-	return seconds;
-}
 
 static double update_once(struct dvae *d, const uint8_t *rgb, int n, int64_t step)
 {
@@ -91,7 +57,7 @@ int main(int argc, char **argv)
 		rgb[i] = (uint8_t)rng_below(1, RNG_AUGMENT, 0, i, 256);
 	double best = INFINITY, product = INFINITY;
 	for (int64_t i = 0; i < updates; i++) {
-		product = fmin(product, product_once(1024));
+		product = fmin(product, product_seconds(1024));
 		best = fmin(best, update_once(d, rgb, batch, i + 1));
 	}
 	printf("training  dVAE small %s: %.4f s for %d pictures of %dx%d, %.1f products of two 1024 x 1024 matrices\n",

@@ -4,12 +4,11 @@
  * treats padding like words would have to do.  With -j 1 the clock is the process's CPU time, as in bench-dalle. */
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "../libcommon/dalle.h"
-#include "../libcommon/device.h"
 #include "../libcommon/rng.h"
 #include "../libcommon/sample.h"
+#include "bench.h"
 
 enum { TRAIN, SAMPLE };
 
@@ -33,23 +32,7 @@ static const struct opt options[] = {
 };
 static const struct tool tool = {"bench-peer", "[OPTION]...", "Seconds and memory of the transformer", options};
 
-static const struct ops *ops;
-static struct dev *dev;
-static struct error err;
 static double *seconds; /* (updates + 1) */
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(run.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void need(int r)
-{
-	if (r)
-		exit(report(&err));
-}
 
 static void *need_memory(size_t n, size_t each)
 {

@@ -1,0 +1,46 @@
+/* bench.h - what the benchmarks of whole updates share.  Each of them gives `run` its defaults. */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <stdlib.h>
+#include <time.h>
+
+#include "../libcommon/device.h"
+
+static struct run_options run;
+static const struct ops *ops;
+static struct dev *dev;
+static struct error err;
+
+/* Seconds; of one thread its process's CPU time, so that other programs disturb less. */
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(run.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* End with the message when a call has failed. */
+static void need(int r)
+{
+	if (r)
+		exit(report(&err));
+}
+
+/* Seconds of one product of two n x n matrices in the device's type, after one that does not count. */
+__attribute__((unused)) static double product_seconds(int n)
+{
+	size_t bytes = (size_t)n * (size_t)n * 4;
+	void *x = ops->alloc(dev, bytes), *w = ops->alloc(dev, bytes), *y = ops->alloc(dev, bytes);
+	need(x && w && y ? 0 : fail(&err, STATUS_LIMIT, "out of memory"));
+	ops->linear_fwd(dev, y, x, w, NULL, (size_t)n, n, n, 0);
+	need(device_check(ops, dev, &err));
+	double start = now();
+	ops->linear_fwd(dev, y, x, w, NULL, (size_t)n, n, n, 0);
+	need(device_check(ops, dev, &err));
+	double seconds = now() - start;
+	ops->release(dev, x), ops->release(dev, w), ops->release(dev, y);
+	return seconds;
+}
+
+#endif
