@@ -1,6 +1,6 @@
 /* test-clip.c - CLIP against an independent PyTorch implementation (tests/golden/make_clip.py): vectors, loss, every
  * gradient; and what the loss must not do. */
-#include "check.h"
+#include "golden.h"
 
 #include "../libcommon/clip.h"
 #include "../libcommon/device.h"
@@ -14,7 +14,7 @@ enum { F32 = 1, BF16 = 2, F16 = 3 }; /* of auto|f32|bf16|f16 */
 static const struct clip_config config = {.size = SIZE, .patch = 4, .image_width = 16, .image_layers = 2, .image_heads = 2,
                                           .context = 7, .vocabulary = 14, .text_width = 16, .text_layers = 2,
                                           .text_heads = 2, .embed = 12, .lr = 1e-3, .warmup = 1};
-static struct weights *golden;
+static struct weights *expected;
 static const struct ops *ops;
 static struct dev *dev;
 static char golden_path[4096];
@@ -24,23 +24,12 @@ static float *golden_read(const char *prefix, const char *name, size_t n)
 	struct error e = {0};
 	char full[160];
 	snprintf(full, sizeof full, "%s%s", prefix, name);
-	const struct weights_tensor *t = weights_find(golden, full);
+	const struct weights_tensor *t = weights_find(expected, full);
 	float *v = mem_zero(n, sizeof *v, &e);
 	if (!CHECK(t && v, "golden tensor %s", full) || !t || !v)
 		exit(1);
-	CHECK(weights_read(golden, t, v, &e) == 0, "read %s: %s", full, e.text);
+	CHECK(weights_read(expected, t, v, &e) == 0, "read %s: %s", full, e.text);
 	return v;
-}
-
-/* |a - b| / |b| */
-static double relative_error(const float *a, const float *b, size_t n)
-{
-	double d = 0, s = 0;
-	for (size_t i = 0; i < n; i++) {
-		d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-		s += (double)b[i] * b[i];
-	}
-	return sqrt(d / (s > 0 ? s : 1));
 }
 
 static void make_batch(struct record rec[BATCH], const struct record *batch[BATCH])
@@ -73,7 +62,7 @@ static void check_gradients(struct clip *m, int precision, double f32_bound)
 		bool norm = p->kind == PARAM_GAIN || p->kind == PARAM_SHIFT;
 		for (size_t k = 0; k < p->n && !norm; k++)
 			got[k] /= grad_scale_enter(&m->params.scales, p->unit);
-		double err = relative_error(got, want, p->n);
+		double err = relative(got, want, p->n);
 		CHECK(err < bound, "gradient of %s: relative error %.2g < %.2g", p->name, err, bound);
 		ours += err * err;
 		autocast += (double)*rough * *rough;
@@ -98,7 +87,7 @@ static void test_golden(int precision, double bound)
 	const struct train_step step = {.step = 0, .steps = 1, .seed = 1, .part = 0, .parts = 1};
 	CHECK(device_open(&run, &ops, &dev, &e) == 0, "device: %s", e.text);
 	CHECK(clip_plan(&m, &config, ops, dev, BATCH, true, &e) == 0 && clip_build(&m, &e) == 0 && clip_trainer_init(&t, &m, &e) == 0, "model: %s", e.text);
-	CHECK(params_load(&m.params, BLOCK_W, golden, "", &e) == 0, "weights: %s", e.text);
+	CHECK(params_load(&m.params, BLOCK_W, expected, "", &e) == 0, "weights: %s", e.text);
 	params_refresh(&m.params);
 	memset(rec, 0, sizeof rec);
 	make_batch(rec, batch);
@@ -122,10 +111,10 @@ static void test_golden(int precision, double bound)
 		text[i] = &rec[i].text;
 	CHECK(clip_embed(&m, t.rgb, text, BATCH, image, words, &e) == 0, "embed: %s", e.text);
 	want = golden_read("out.", "image", BATCH * 12);
-	CHECK(relative_error(image, want, BATCH * 12) < bound, "picture vectors");
+	CHECK(relative(image, want, BATCH * 12) < bound, "picture vectors");
 	free(want);
 	want = golden_read("out.", "text", BATCH * 12);
-	CHECK(relative_error(words, want, BATCH * 12) < bound, "caption vectors");
+	CHECK(relative(words, want, BATCH * 12) < bound, "caption vectors");
 	free(want);
 	free(loss);
 	for (int i = 0; i < BATCH; i++)
@@ -232,8 +221,8 @@ int main(void)
 	struct error e = {0};
 	const char *root = getenv("SRC");
 	snprintf(golden_path, sizeof golden_path, "%s/tests/golden/clip.safetensors", root ? root : ".");
-	golden = weights_open(golden_path, &e);
-	if (!CHECK(golden, "golden file: %s", e.text))
+	expected = weights_open(golden_path, &e);
+	if (!CHECK(expected, "golden file: %s", e.text))
 		return check_done();
 	test_golden(F32, 1e-4);
 	test_golden(BF16, 2e-2);
@@ -241,6 +230,6 @@ int main(void)
 	test_recipe();
 	test_count();
 	test_refusals();
-	weights_close(golden);
+	weights_close(expected);
 	return check_done();
 }

@@ -3,7 +3,7 @@
 #include "../libcommon/device.h"
 #include "../libcommon/dvae-fit.h"
 #include "../libcommon/dvae-net.h"
-#include "check.h"
+#include "golden.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -23,26 +23,6 @@ static const struct golden_case cases[] = {
 };
 
 static struct error e;
-
-static float *golden(const struct weights *w, const char *name)
-{
-	const struct weights_tensor *t = weights_find(w, name);
-	float *v = t ? malloc((size_t)t->bytes) : NULL;
-	if (!CHECK(v && weights_read(w, t, v, &e) == 0, "golden tensor %s", name))
-		exit(check_done());
-	return v;
-}
-
-/* |a - b| / |b| */
-static double relative(const float *a, const float *b, size_t n)
-{
-	double far = 0, all = 0;
-	for (size_t i = 0; i < n; i++) {
-		far += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-		all += (double)b[i] * b[i];
-	}
-	return sqrt(far / (all > 0 ? all : 1));
-}
 
 static void compare(struct dvae *d, const struct weights *w, const char *name, const float *device, size_t n, const char *ops)
 {

@@ -12,7 +12,7 @@
 #include "../libcommon/dvae-net.h"
 #include "../libcommon/pickle.h"
 #include "../libcommon/torch-file.h"
-#include "check.h"
+#include "golden.h"
 
 #define TOLERANCE 1e-4
 
@@ -36,26 +36,6 @@ static struct weights *open_golden(const char *name)
 }
 
 /* ---- the model ---- */
-
-static float *golden(const struct weights *w, const char *name)
-{
-	const struct weights_tensor *t = weights_find(w, name);
-	float *v = t ? malloc((size_t)t->bytes) : NULL;
-	if (!CHECK(v && weights_read(w, t, v, &e) == 0, "golden tensor %s", name))
-		exit(check_done());
-	return v;
-}
-
-/* |a - b| / |b| */
-static double relative(const float *a, const float *b, size_t n)
-{
-	double far = 0, all = 0;
-	for (size_t i = 0; i < n; i++) {
-		far += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-		all += (double)b[i] * b[i];
-	}
-	return sqrt(far / (all > 0 ? all : 1));
-}
 
 enum { N = 2, S = 32, G = 4, K = 32 };
 
