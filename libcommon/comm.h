@@ -1,0 +1,38 @@
+/* comm.h - the ranks: processes, started together by mpirun or srun, that train one model.  Each works on its share of
+ * an update's batches; sums over all ranks make their gradients one.
+ *
+ * Every rank makes the same calls in the same order with the same sizes; a call waits for the others.  Results have the
+ * same bits on all ranks, so that ranks that begin with the same weights keep the same weights.  Pointers are host memory.
+ * A rank that fails alone would leave the others waiting: it ends them all with comm_abort. */
+#ifndef COMM_H
+#define COMM_H
+
+#include <stddef.h>
+
+#include "util.h"
+
+/* What is summed.  COMM_1_6_9: the 16-bit format of recipe D10, added in f32; infinities become the largest value
+ * (E10 step 4). */
+enum comm_type { COMM_F32, COMM_F64, COMM_1_6_9 };
+
+struct comm {
+	int rank, size;
+	int local_rank; /* among the ranks of this machine, from 0: whose GPU is whose */
+	const struct comm_backend *backend; /* NULL: this process alone */
+	void *state;
+};
+
+/* What a backend brings; calls return 0 or -1. */
+struct comm_backend {
+	int (*sum)(struct comm *c, void *x, size_t n, enum comm_type type, struct error *e);
+	int (*broadcast)(struct comm *c, void *x, size_t bytes, struct error *e);
+	void (*abort)(struct comm *c, int status);
+	void (*close)(struct comm *c);
+};
+
+/* x (n) = its sum over all ranks.  0 or -1. */
+int comm_sum(struct comm *c, void *x, size_t n, enum comm_type type, struct error *e);
+/* x becomes what rank 0 has.  0 or -1. */
+int comm_broadcast(struct comm *c, void *x, size_t bytes, struct error *e);
+
+#endif
