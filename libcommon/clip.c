@@ -47,8 +47,8 @@ static const struct {
 } presets[] = {
 	/* size patch, image: width layers heads, context vocabulary, text: width layers heads, embed, gelu closed,
 	 * lr decay warm-up average augment, hidden widths */
-	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT, 0, 0}},
-	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT, 0, 0}},
+	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.999, CLIP_SHIFT, 0, 0}},
+	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.999, CLIP_SHIFT, 0, 0}},
 	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP, 0, 0}},
 };
 
@@ -709,7 +709,7 @@ void clip_trainee(struct clip_trainer *t, struct trainee *out)
 	*out = (struct trainee){
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
-		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight",
+		.average_decay = (float)m->config.average_decay, .average_every = 1, .text_rows = "token_embedding.weight",
 		.activation_bytes = arena_bytes(&m->arena), .grad_scale = GRAD_SCALE_RESBLOCK, .t_gradients = true,
 		.lr = step_size, .step = train_step, .evaluate = evaluate,
 	};

@@ -30,7 +30,7 @@ struct clip_config {
 	int64_t closed;                                   /* captions come with start and end; 0: these are put around them */
 	double lr, decay;                                 /* AdamW defaults of the preset */
 	int64_t warmup;
-	double average_decay;                             /* of averages every 10 updates; 0: none, as in the paper */
+	double average_decay;                             /* of averages at every update; 0: none, as in the paper */
 	int augment;                                      /* enum clip_augment */
 	int64_t image_hidden, text_hidden;                /* MLP widths of published models; 0: 4 * width */
 };

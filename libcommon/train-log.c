@@ -221,17 +221,30 @@ void train_log_halving(struct train_run *r, double mean, double least, double lr
 	     lr, r->plateau.halvings, r->t->plateau.most);
 }
 
+/* The update whose averaging an evaluation shows. */
+static int64_t averaged_at(const struct train_run *r)
+{
+	int64_t every = r->t->average_every;
+	return !train_averages(r->t) || r->step <= every || r->step == r->steps ? r->step : r->step / every * every;
+}
+
 void train_log_evaluation(struct train_run *r, const struct metrics *m)
 {
+	char of[60] = "";
+	int64_t averaged = averaged_at(r);
 	json_t *j = json_object();
 	json_object_set_new(j, "step", json_integer(r->step));
 	set_real(j, "", "epoch", epochs_done(r));
 	set_metrics(j, "eval_", m, 1);
 	set_real(j, "", "seconds", trained_seconds(r));
+	if (averaged != r->step) {
+		json_object_set_new(j, "averaged_step", json_integer(averaged));
+		snprintf(of, sizeof of, " of the average of step %lld", (long long)averaged);
+	}
 	put_line(&r->log, j);
 	if (verbosity >= 0)
 		clear_line(&r->log);
-	note(0, "step %lld: held-out loss %.6g", (long long)r->step, metrics_get(m, "loss"));
+	note(0, "step %lld: held-out loss %.6g%s", (long long)r->step, metrics_get(m, "loss"), of);
 }
 
 void train_log_end(struct train_run *r, const char *what)

@@ -23,8 +23,10 @@
  *		report(&e);
  *	return finish(status);
  *
- * Averages: avg = d avg + (1 - d) w with d = min(average_decay, (1 + k) / (10 + k)) at averaging k = 0, 1, ..., so that
- * the random start is forgotten early and a short run is not dominated by it; the last update is always averaged. */
+ * Averages: avg = d avg + (1 - d) w with d = min(average_decay, k / (9 + k)) at averaging k = 0, 1, ..., so that the
+ * random start is never part of it and a short run is not dominated by its first weights.  Until averaging 0 is due the
+ * average follows the weights, and the last update is always averaged.  An evaluation in between shows, and a checkpoint
+ * holds, the average as it was at the averaging before; the line of progress and the log then say so. */
 #ifndef TRAIN_H
 #define TRAIN_H
 
