@@ -113,7 +113,7 @@ int train_init_open(struct train_run *r, struct error *e)
 	if ((r->init.other_text || r->init.other_image) && !r->o->new_vocabulary)
 		return refuse_codec(r, r->init.file, e);
 	r->init.commands = parsed(r->init.file, "dalle.command");
-	return 0;
+	return weights_id(r->init.file, r->init.id, e);
 }
 
 int train_init_load(struct train_run *r, struct error *e)

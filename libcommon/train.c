@@ -313,9 +313,6 @@ static int run(struct train_run *r, struct error *e)
 	if (status == STATUS_OK && finish_run(r, e))
 		status = -1;
 	train_log_end(r, status == STATUS_OK ? "complete" : status == STATUS_AGAIN ? "stopped" : "failed");
-	if (status == STATUS_AGAIN)
-		note(0, "%s: stopped and saved at step %lld of %lld; the same command continues", r->o->output,
-		     (long long)r->step, (long long)r->steps);
 	return status;
 }
 

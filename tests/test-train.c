@@ -381,7 +381,14 @@ static void check_plan(void)
 	o.dry_run = true;
 	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == 1, "dry run: %s", e.text);
 	m->t.activation_bytes = 1ull << 50;
-	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && e.status == STATUS_LIMIT && strstr(e.text, "1.0 PiB"), "too large: %s", e.text);
+	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && e.status == STATUS_LIMIT && strstr(e.text, "1.0 PiB") &&
+	      strstr(e.text, "less with a smaller --batch or --moments 16 or a smaller model"), "too large: %s", e.text);
+	e = (struct error){0};
+	o.moments = 1;
+	m->t.batch = 1;
+	m->t.can_recompute = true;
+	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && strstr(e.text, "less with --recompute or a smaller model"), "%s", e.text);
+	o.moments = 0;
 	e = (struct error){0};
 	o.dry_run = false;
 	o.output = NULL;

@@ -148,6 +148,7 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
 	dalle_fit_trainee(f, t, config, h);
 	t->activation_bytes = bytes;
+	t->can_recompute = !recompute;
 	if (on_plateau && !halvings) /* which takes the place of the large presets' rule */
 		t->plateau = (struct plateau_rule){(int)most_halvings, model.recipe.warmup, plateau_window,
 		                                  plateau_patience, plateau_gain};

@@ -46,7 +46,7 @@ tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 ls | grep -q 'tmp-\|lock' && fail "left behind: $(ls)"
 
 # asked to stop: saves, 75, continues
-dvae-train $common -o stopped.safetensors --log log.jsonl data &
+dvae-train ${common#-q } -o stopped.safetensors --log log.jsonl data 2> err &
 pid=$!
 while [ ! -s log.jsonl ] && kill -0 $pid 2> /dev/null; do
 	sleep 0.02
@@ -58,6 +58,8 @@ status=$?
 [ $status -eq 75 ] || [ $status -eq 0 ] || fail "SIGTERM: status $status"
 if [ $status -eq 75 ]; then
 	model-info -s stopped.safetensors | grep -q '^unfinished   step = ' || fail "SIGTERM: no state saved"
+	[ "$(grep -c ' at step ' err)" -eq 1 ] && grep -q 'stopped and saved at step .*the same command continues$' err ||
+		fail "SIGTERM: told in one line: $(cat err)"
 	train stopped.safetensors || fail "continue after SIGTERM"
 fi
 [ "$(tensors whole.safetensors)" = "$(tensors stopped.safetensors)" ] || fail "SIGTERM and resume: other weights"
