@@ -117,9 +117,9 @@ static int check_config(const struct clip_config *c, struct error *e)
 	return check_tower("text", c->text_width, c->text_layers, c->text_heads, e);
 }
 
-static int config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
+int clip_config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
 {
-	struct clip_config r = {0};
+	struct clip_config r = *c;
 #define GET(f) \
 	if (!json_is_integer(json_object_get(j, #f))) \
 		return fail(e, STATUS_BAD, "%s: config has no whole number '%s'", file, #f); \
@@ -127,6 +127,7 @@ static int config_from_json(struct clip_config *c, const json_t *j, const char *
 	FIELDS(GET)
 #undef GET
 	r.closed = json_is_true(json_object_get(j, "closed"));
+	r.image_hidden = r.text_hidden = 0;
 	*c = r;
 	struct error inner = {0};
 	if (check_config(c, &inner))
@@ -322,12 +323,12 @@ int clip_build(struct clip *m, struct error *e)
 
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e)
 {
-	struct clip_config c;
+	struct clip_config c = {0};
 	*m = (struct clip){0};
 	struct weights *w = weights_open(path, e);
 	if (!w)
 		return -1;
-	int r = weights_need_kind(w, "clip", e) || config_from_json(&c, weights_config(w), path, e) ||
+	int r = weights_need_kind(w, "clip", e) || clip_config_from_json(&c, weights_config(w), path, e) ||
 	        clip_plan(m, &c, ops, dev, batch, false, e) || clip_build(m, e) || params_load(&m->params, BLOCK_W, w, "", e);
 	if (!r) {
 		const char *id = weights_meta(w, "dalle.id"), *text = weights_meta(w, "dalle.text_id");

@@ -85,6 +85,8 @@ int clip_load(struct clip *m, const char *path, const struct ops *ops, struct de
 int clip_open(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);
 json_t *clip_config_json(const struct clip_config *c);
+/* Sizes of a model file into c, whose recipe stays; `file` is for messages. */
+int clip_config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e);
 
 /* n <= batch pictures (n, size, size, 3) RGB8 and captions as text tokens to unit vectors on the host,
  * image_out and text_out (n, E); either side may be NULL with its output. */

@@ -150,6 +150,10 @@ struct trainee {
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
 
+/* The model that --init names, before the options are parsed, so that its sizes can take the place of a preset's: *w is
+ * NULL when there is none, when --preset names other defaults, or when the file can be read only once (a pipe). */
+int train_init_sizes(const struct tool *tool, int argc, char **argv, const char *kind, struct weights **w, struct error *e);
+
 /* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after
  * a stop signal (saved), or e->status. */
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);

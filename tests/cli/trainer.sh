@@ -90,6 +90,9 @@ grep -q 'continues at step 60 of 70' err && model-info -s long.safetensors | gre
 # fine-tuning: from another model's weights
 dvae-train -x tiny -b 8 -j 1 -n 2 --init whole.safetensors -o tuned.safetensors data 2> err || fail "--init: $(cat err)"
 grep -q 'starts from whole.safetensors, step 60' err || fail "--init: $(cat err)"
+dvae-train -q -b 8 -j 1 -n 2 --init whole.safetensors -o sizes.safetensors data || fail "--init without a preset"
+[ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s whole.safetensors | grep '^config')" ] ||
+	fail "--init brings other sizes: $(model-info -s sizes.safetensors | grep '^config')"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --hidden 32 --init whole.safetensors -o other.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*hidden is 16, here 32' err || fail "--init, another size: $(cat err)"
 [ ! -e other.safetensors ] || fail "--init, another size: left a file"
