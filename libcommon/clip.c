@@ -604,6 +604,17 @@ static int place_picture(struct clip_trainer *t, uint8_t *out, const struct reco
 	return 0;
 }
 
+/* A caption that does not fit is told when the first one is seen; the rest are counted. */
+static void count_cut(struct clip_trainer *t, const struct record *r)
+{
+	const struct clip_config *c = &t->model->config;
+	size_t most = (size_t)c->context - (c->closed ? 0 : 2);
+	t->drawn++;
+	if (r->text.n > most && t->cut++ == 0)
+		note(0, "the caption of record '%.*s' has %zu tokens and is cut to %zu (--context), as all longer ones are",
+		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", r->text.n, most);
+}
+
 /* Pictures, groups of equal captions and token lists of a batch; index numbers its first record for the draws. */
 static int gather(struct clip_trainer *t, const struct record *const *batch, int n, const struct tokens **text,
                   uint64_t index, bool training, struct error *e)
@@ -615,6 +626,8 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 			return fail(e, STATUS_BAD, "a record has no text tokens, expected a stream from bpe-encode");
 		if (place_picture(t, t->rgb + (size_t)i * side * side * 3, r, index + (uint64_t)i, training, e))
 			return -1;
+		if (training)
+			count_cut(t, r);
 		text[i] = &r->text;
 		t->group[i] = i;
 		for (int j = 0; j < i; j++) {

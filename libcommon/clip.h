@@ -107,6 +107,7 @@ struct clip_trainer {
 	int64_t warmup;
 	uint8_t *rgb;   /* (batch, size, size, 3) host */
 	int32_t *group; /* (batch) host: equal captions share a number */
+	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than the context */
 };
 int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
 void clip_trainer_free(struct clip_trainer *t);

@@ -187,9 +187,9 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	const struct header *h = data ? loader_header(data) : &none;
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
-	if (d.cut)
-		note(0, "captions were longer than %d tokens and were cut %llu times", model.config.text_length - 1,
-		     (unsigned long long)d.cut);
+	if (fit.cut)
+		note(0, "%llu of %llu captions drawn, a record's at each pass, were cut to %d tokens", (unsigned long long)fit.cut,
+		     (unsigned long long)fit.drawn, model.config.text_length - 1);
 	json_decref(t.config);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);

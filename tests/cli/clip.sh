@@ -104,6 +104,11 @@ clip-rank -m closed.safetensors --retrieval closed.pix > table || bad "--closed:
 # Another vocabulary: only when asked for.
 clip-train -q -x tiny -b 8 -n 2 --init clip.safetensors --new-vocabulary -o tuned.safetensors closed.pix || bad "--new-vocabulary"
 
+# Captions that are cut: told once when first seen, counted at the end.
+clip-train -x tiny -b 8 -n 4 --context 4 -o cut.safetensors all.pix 2> err || bad "captions that are cut"
+grep -q "the caption of record '[a-z]*' has [0-9]* tokens and is cut to 2 (--context)" err && tail -n 1 err | grep -q '^clip-train: 32 of 32 captions drawn, .* cut to 2 tokens' &&
+	[ "$(grep -c 'is cut' err)" -eq 1 ] || bad "captions that are cut: $(cat err)"
+
 # A model's sizes come with it, crops and ends of captions included.
 clip-train -q -b 4 -n 2 --augment crop --init wide.safetensors -o sizes.safetensors wide.pix || bad "--init without a preset"
 [ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s wide.safetensors | grep '^config')" ] || bad "--init brings other sizes"
