@@ -185,9 +185,11 @@ static void print_range(const char *name, const struct range *r)
 
 static void print_codes(const char *name, const struct histogram *h, uint32_t size)
 {
+	char of[24] = ""; /* a stream need not say how many there are */
+	if (size)
+		snprintf(of, sizeof of, " of %u", size);
 	if (h->total)
-		printf("%s\t%" PRIu64 " of %u used, perplexity %.1f\n", name, histogram_used(h), size,
-		       histogram_perplexity(h));
+		printf("%s\t%" PRIu64 "%s used, perplexity %.1f\n", name, histogram_used(h), of, histogram_perplexity(h));
 }
 
 static void print_stats(const struct stats *s, const struct header *h)
