@@ -194,7 +194,7 @@ static double worst_gradient(struct dalle *d, const char **name, double *total)
 }
 
 /* narrow: no master copy and gradients of matrices in 16 bits. */
-static void check_golden(enum dtype type, bool recompute, bool narrow, double bound)
+static void check_golden(enum dtype type, bool recompute, bool narrow, double bound, double tensor_bound)
 {
 	struct dalle d;
 	struct dev *dev = open_dev(type);
@@ -221,7 +221,7 @@ static void check_golden(enum dtype type, bool recompute, bool narrow, double bo
 	CHECK(gap < bound, "%s: losses differ from PyTorch's by %.2g", dtype_name(type), gap);
 	const char *name = "";
 	double total, worst = worst_gradient(&d, &name, &total);
-	CHECK(worst < bound, "%s%s%s: gradients differ from PyTorch's by %.2g, that of %s by %.2g",
+	CHECK(worst < tensor_bound && total < bound, "%s%s%s: gradients differ from PyTorch's by %.2g, that of %s by %.2g",
 	      dtype_name(type), recompute ? ", recomputed" : "", narrow ? ", no master copy" : "", total, name, worst);
 	free(t0), free(t2), free(z), free(text), free(image), free(loss);
 	dalle_free(&d);
@@ -610,14 +610,14 @@ int main(void)
 	snprintf(path, sizeof path, "%s/tests/golden/dalle.safetensors", src ? src : ".");
 	golden = weights_open(path, &err);
 	need(golden ? 0 : -1, "golden file");
-	/* f32 rounding over a chain of some 40 operations; bf16 keeps 8 bits, f16 11 of what
-	 * is not small. */
-	check_golden(DT_F32, false, false, 1e-5);
-	check_golden(DT_F32, true, false, 1e-5);
-	check_golden(DT_BF16, false, false, 2e-2);
-	check_golden(DT_BF16, false, true, 2e-2);
-	check_golden(DT_F16, false, false, 2e-2 / 4);
-	check_golden(DT_F16, true, true, 2e-2 / 4);
+	/* f32 rounding over a chain of some 40 operations; bf16 keeps 8 bits; the gradients of biases are sums that cancel. */
+	check_golden(DT_F32, false, false, 1e-5, 1e-4);
+	check_golden(DT_F32, true, false, 1e-5, 1e-4);
+	check_golden(DT_BF16, false, false, 2e-2, 2e-2);
+	check_golden(DT_BF16, false, true, 2e-2, 2e-2);
+	/* f16 has three bits more of what is not small. */
+	check_golden(DT_F16, false, false, 2e-2 / 8, 2e-2 / 4);
+	check_golden(DT_F16, true, true, 2e-2 / 8, 2e-2 / 4);
 	weights_close(golden);
 	struct dev *dev = open_dev(DT_F32);
 	check_differences(dev, DALLE_MASK_PAPER, 4, 3, false);
