@@ -63,8 +63,7 @@ static void check_gradients(struct clip *m, int precision, double bound)
 		for (size_t k = 0; k < p->n && !norm; k++)
 			got[k] /= grad_scale_enter(&m->params.scales, p->unit);
 		double err = relative(got, want, p->n);
-		CHECK(err < bound, "%s: gradient of %s: relative error %.2g < %.2g", precision == F32 ? "f32" : precision == BF16 ? "bf16" : "f16",
-		      p->name, err, bound);
+		CHECK(err < bound, "%s: gradient of %s: relative error %.2g < %.2g", dtype_name(ops->type(dev)), p->name, err, bound);
 		ours += err * err;
 		autocast += (double)*rough * *rough;
 		free(got);

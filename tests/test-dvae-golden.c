@@ -69,8 +69,8 @@ static void compare_gradients(struct dvae *d, const struct weights *w, const str
 		free(want), free(got), free(rough);
 	}
 	CHECK(sqrt(far / all) < v->bound, "%s: the gradient is off by %g of its norm", v->name, sqrt(far / all));
-	CHECK(ours <= 1.2 * 1.2 * autocast, "%s: gradients are off by %.3g of their norms, those of PyTorch's bf16 autocast by %.3g", v->name,
-	      sqrt(ours / p->count), sqrt(autocast / p->count));
+	CHECK(ours <= 1.2 * 1.2 * autocast, "%s: gradients are off by %.3g of their norms, those of PyTorch's bf16 autocast by %.3g",
+	      v->name, sqrt(ours / p->count), sqrt(autocast / p->count));
 }
 
 static void test_case(const struct golden_case *c, const struct weights *w, const struct variant *v)
@@ -91,8 +91,8 @@ static void test_case(const struct golden_case *c, const struct weights *w, cons
 	CHECK(dvae_loss_and_gradients(d, rgb, c->n, &c->pass, &l, &e) == 0, "%s", e.text);
 	float got[3] = {(float)l.loss, (float)l.distortion, (float)l.kl};
 	for (int i = 0; i < 3; i++)
-		CHECK(fabsf(got[i] - loss[i]) < v->bound / 10 * (1 + fabsf(loss[i])), "%s, %s: loss %d is %g, golden %g", c->file, v->name, i,
-		      got[i], loss[i]);
+		CHECK(fabsf(got[i] - loss[i]) < v->bound / 10 * (1 + fabsf(loss[i])), "%s, %s: loss %d is %g, golden %g", c->file,
+		      v->name, i, got[i], loss[i]);
 	compare(d, w, "z", d->z, (size_t)c->n * G * G * (size_t)c->config.codes, v);
 	compare(d, w, "out", d->out, 6 * pixels, v);
 	compare_gradients(d, w, v);
