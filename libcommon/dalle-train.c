@@ -76,8 +76,8 @@ static void count_cut(struct dalle_fit *f, const struct record *r, const struct 
 	size_t most = (size_t)f->d->c.text_length - 1;
 	f->drawn++;
 	if (item->text_n > most && f->cut++ == 0)
-		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (--text-length), as all longer ones are", f->file,
-		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", item->text_n, most);
+		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (--text-length), as all longer ones are",
+		     f->file, (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", item->text_n, most);
 }
 
 /* One record as an item; tokens stay the record's or go into texts[i]. */

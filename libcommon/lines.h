@@ -24,8 +24,8 @@ struct lines *lines_open(char *const *files, int n, char end, struct error *e);
 /* The next line: 1 with *p valid until the next call, 0 at the end, -1.  A line of more than
  * STREAM_MAX_TEXT bytes is STATUS_LIMIT; a file that is a token stream or no text STATUS_BAD. */
 int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e);
-/* What that line holds: a line of a list with `tab`, else a caption alone.  -1: no tab where one must be (STATUS_BAD), or one
- * in the first line where there should be none (STATUS_USAGE). */
+/* What that line holds: a line of a list with `tab`, else a caption alone.  -1: no tab where one must be (STATUS_BAD), or
+ * one in the first line where there should be none (STATUS_USAGE). */
 int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, struct list_line *out, struct error *e);
 uint64_t lines_number(const struct lines *l); /* of the line read last, from 1, over all files */
 const char *lines_name(const struct lines *l); /* file being read, for messages */

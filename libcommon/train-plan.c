@@ -163,8 +163,8 @@ static int refuse_memory(const struct trainee *t, const struct train_options *o,
 	char need[24], have[24];
 	format_bytes(need, sizeof need, needed);
 	format_bytes(have, sizeof have, room);
-	return fail(e, STATUS_LIMIT, "training needs %s of memory, %s has %s free; it needs less with %s%s%s%sa smaller model", need,
-	            ops->name, have, t->batch > 1 ? "a smaller --batch or " : "", t->can_recompute ? "--recompute or " : "",
+	return fail(e, STATUS_LIMIT, "training needs %s of memory, %s has %s free; it needs less with %s%s%s%sa smaller model",
+	            need, ops->name, have, t->batch > 1 ? "a smaller --batch or " : "", t->can_recompute ? "--recompute or " : "",
 	            o->moments == 0 ? "--moments 16 or " : "", !o->no_master && type != DT_F32 ? "--no-master or " : "");
 }
 

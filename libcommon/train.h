@@ -84,7 +84,8 @@ struct train_options {
 	OPT_CHOICE(0, "moments", &(t)->moments, "f32|16", "number format of Adam's moments of matrices; 16: 1-6-9 and 0-6-10"), \
 	OPT_FLAG(0, "no-master", &(t)->no_master, "keep matrices in 16 bits only, rounded at random; with -p bf16 or f16"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
-	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights, and sizes without --preset, not from chance"), \
+	OPT_STRING(0, "init", &(t)->init, "MODEL", \
+	           "start from this model's weights, and sizes without --preset, not from chance"), \
 	OPT_FLAG(0, "keep-state", &(t)->keep_state, \
 	         "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
 	OPT_FLAG(0, "dry-run", &(t)->dry_run, "print the memory plan and exit")
