@@ -54,6 +54,7 @@ FLAGS := -std=gnu11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) $(OMP) $(CPPFLAGS) $(SAN)
 
 TOOLS    := $(sort $(basename $(notdir $(wildcard tools/*.c))))
 EXAMPLES := $(sort $(basename $(notdir $(wildcard examples/*.c))))
+FUZZ     := $(filter-out fuzz fuzz-%,$(sort $(basename $(notdir $(wildcard tests/fuzz/*.c)))))
 TESTS    := $(sort $(basename $(notdir $(wildcard tests/*.c))))
 LIB_SRC  := $(wildcard libcommon/*.c) $(wildcard kernels/*.c)
 ifneq ($(ONEDNN),1)
@@ -143,6 +144,17 @@ bench-cuda: all $(BUILD)/tests/bench-cuda $(BUILD)/tests/bench-dalle ## the same
 asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 	$(MAKE) BUILD=build-asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-omit-frame-pointer" tests
 
+# Every target is linked with what they share, tests/fuzz/fuzz*.c.
+FUZZ_CC  ?= clang
+FUZZ_SAN := address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+fuzz: $(TOOLS:%=$(BUILD)/bin/%) ## mutate the input of every reader, FUZZ_SECONDS each (60); needs clang, builds into build-fuzz/
+	$(MAKE) BUILD=build-fuzz CC=$(FUZZ_CC) OPT=-O1 ONEDNN=0 OPENMP=0 CUDA=0 SAN="-fsanitize=fuzzer-no-link,$(FUZZ_SAN)" fuzzers
+	BUILD=$(BUILD) sh tests/fuzz/run.sh
+fuzzers: $(FUZZ:%=$(BUILD)/fuzz/%)
+$(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fuzz/fuzz*.c)) $(LIB)
+	@mkdir -p $(@D)
+	$(CC) -fsanitize=fuzzer,$(FUZZ_SAN) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 install: all ## install programs and man pages under PREFIX (and DESTDIR)
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(PREFIX)/share/dalle-tools
 	install -m 755 $(TOOLS:%=$(BUILD)/bin/%) $(DESTDIR)$(bindir)
@@ -156,10 +168,10 @@ uninstall: ## remove what install put there
 dist: ## pack the tracked files as dalle-tools-VERSION.tar.gz
 	git archive --prefix=dalle-tools-$(VERSION)/ -o dalle-tools-$(VERSION).tar.gz HEAD
 clean: ## remove what was built
-	rm -rf $(BUILD) build-asan
+	rm -rf $(BUILD) build-asan build-fuzz
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
 
-.PHONY: all tests check check-cuda bench bench-cuda cuda emulated asan install uninstall dist clean help FORCE
+.PHONY: all tests check check-cuda bench bench-cuda cuda emulated asan fuzz fuzzers install uninstall dist clean help FORCE
 .SECONDARY:
--include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/cuda/*.d $(BUILD)/emulated/*.d $(BUILD)/sanitized/*.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d)
+-include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/cuda/*.d $(BUILD)/emulated/*.d $(BUILD)/sanitized/*.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)
