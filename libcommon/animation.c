@@ -19,14 +19,8 @@ static struct film *find_film(struct films *f, const struct record *r, struct er
 	for (size_t i = f->n; i-- > 0;)
 		if (same_sample(&f->at[i].frames[0], r))
 			return &f->at[i];
-	if (f->n == f->cap) {
-		size_t cap = f->cap ? 2 * f->cap : 16;
-		struct film *at = mem_grow(f->at, cap, sizeof *at, e);
-		if (!at)
-			return NULL;
-		f->at = at;
-		f->cap = cap;
-	}
+	if (ARRAY_ROOM(f->at, f->n + 1, &f->cap, e))
+		return NULL;
 	f->at[f->n] = (struct film){0};
 	return &f->at[f->n];
 }
@@ -36,15 +30,8 @@ int films_add(struct films *f, const struct record *r, struct error *e)
 	struct film *film = find_film(f, r, e);
 	if (!film)
 		return -1;
-	if (film->n == film->cap) {
-		size_t cap = film->cap ? 2 * film->cap : 8;
-		struct record *frames = mem_grow(film->frames, cap, sizeof *frames, e);
-		if (!frames)
-			return -1;
-		memset(frames + film->cap, 0, (cap - film->cap) * sizeof *frames);
-		film->frames = frames;
-		film->cap = cap;
-	}
+	if (records_room(&film->frames, film->n + 1, &film->cap, e))
+		return -1;
 	struct record slim = *r; /* borrowed */
 	slim.text = slim.image = (struct tokens){0};
 	slim.unknown = (struct buf){0};
@@ -55,11 +42,8 @@ int films_add(struct films *f, const struct record *r, struct error *e)
 
 void films_free(struct films *f)
 {
-	for (size_t i = 0; i < f->n; i++) {
-		for (size_t k = 0; k < f->at[i].n; k++)
-			record_free(&f->at[i].frames[k]);
-		free(f->at[i].frames);
-	}
+	for (size_t i = 0; i < f->n; i++)
+		records_free(f->at[i].frames, f->at[i].cap);
 	free(f->at);
 	*f = (struct films){0};
 }

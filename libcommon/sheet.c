@@ -57,14 +57,8 @@ static int copy_pixels(struct pixels *to, const struct pixels *from, struct erro
 
 int sheet_add(struct sheet *s, const struct record *r, struct error *e)
 {
-	if (s->n == s->cap) {
-		size_t cap = s->cap ? 2 * s->cap : 64;
-		struct sheet_cell *cells = mem_grow(s->cells, cap, sizeof *cells, e);
-		if (!cells)
-			return -1;
-		s->cells = cells;
-		s->cap = cap;
-	}
+	if (ARRAY_ROOM(s->cells, s->n + 1, &s->cap, e))
+		return -1;
 	struct sheet_cell *c = &s->cells[s->n];
 	*c = (struct sheet_cell){.row = 0};
 	if (buf_set(&c->caption, r->caption.p, r->caption.n, e))

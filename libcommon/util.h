@@ -62,6 +62,10 @@ void *mem_alloc(size_t count, size_t size, struct error *e);
 void *mem_zero(size_t count, size_t size, struct error *e);
 void *mem_grow(void *old, size_t count, size_t size, struct error *e); /* old stays valid on failure */
 char *mem_string(const char *s, struct error *e);
+/* Room for `need` items in an array that grows: nothing to do where cap says that there is, else twice what there was
+ * or more.  What is new is not initialised; the array stays valid on failure.  *array is moved, *cap counts items. */
+#define ARRAY_ROOM(array, need, cap, e) array_room(&(array), need, cap, sizeof *(array), e)
+int array_room(void *array, size_t need, size_t *cap, size_t size, struct error *e); /* array: address of the pointer */
 
 /* A growing byte buffer; zero-initialise, free with buf_free.  One NUL always follows
  * the n bytes once anything was added, so that text can be used as a C string. */
