@@ -67,7 +67,7 @@ struct clip {
 	int64_t resize;               /* with bpe: the shorter side before the centre crop to config.size */
 	int64_t end_token;            /* with bpe: its first state stands for the caption; -1: that of the largest token */
 
-	struct clip_buffers *buf; /* activations, clip.c */
+	struct clip_buffers *buf; /* activations, clip-net.h */
 };
 
 /* Rows of the preset table: "tiny", "small", "vit-b-32".  STATUS_USAGE for another name. */
