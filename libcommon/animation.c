@@ -7,36 +7,28 @@
 
 /* ---- films ---- */
 
-static bool same_sample(const struct record *a, const struct record *b)
-{
-	return a->key.n == b->key.n && (!a->key.n || memcmp(a->key.p, b->key.p, a->key.n) == 0) &&
-	       (a->has & HAS_SAMPLE ? a->sample : 0) == (b->has & HAS_SAMPLE ? b->sample : 0);
-}
-
-/* The film that r belongs to, made if there is none; the latest are looked at first. */
+/* The film that r belongs to, made if there is none. */
 static struct film *find_film(struct films *f, const struct record *r, struct error *e)
 {
-	for (size_t i = f->n; i-- > 0;)
-		if (same_sample(&f->at[i].frames[0], r))
-			return &f->at[i];
-	if (ARRAY_ROOM(f->at, f->n + 1, &f->cap, e))
+	uint64_t sample[2] = {hash64(r->key.p, r->key.n), r->has & HAS_SAMPLE ? r->sample : 0};
+	size_t *place = hash_table_find(&f->places, hash64(sample, sizeof sample), e);
+	if (!place || (!*place && ARRAY_ROOM(f->at, f->n + 1, &f->cap, e)))
 		return NULL;
-	f->at[f->n] = (struct film){0};
-	return &f->at[f->n];
+	if (!*place) {
+		f->at[f->n++] = (struct film){0};
+		*place = f->n;
+	}
+	return &f->at[*place - 1];
 }
 
 int films_add(struct films *f, const struct record *r, struct error *e)
 {
 	struct film *film = find_film(f, r, e);
-	if (!film)
-		return -1;
-	if (records_room(&film->frames, film->n + 1, &film->cap, e))
+	if (!film || records_room(&film->frames, film->n + 1, &film->cap, e))
 		return -1;
 	struct record slim = *r; /* borrowed */
 	slim.text = slim.image = (struct tokens){0};
 	slim.unknown = (struct buf){0};
-	if (film->n == 0)
-		f->n++; /* before the copy, so that films_free sees it */
 	return record_copy(&film->frames[film->n++], &slim, e);
 }
 
@@ -45,6 +37,7 @@ void films_free(struct films *f)
 	for (size_t i = 0; i < f->n; i++)
 		records_free(f->at[i].frames, f->at[i].cap);
 	free(f->at);
+	hash_table_free(&f->places);
 	*f = (struct films){0};
 }
 

@@ -187,13 +187,15 @@ int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e)
 	*t = (struct clip_trainer){.model = m, .lr = m->config.lr, .warmup = m->config.warmup};
 	t->rgb = mem_alloc((size_t)m->batch, (size_t)(m->config.size * m->config.size) * 3, e);
 	t->group = mem_alloc((size_t)m->batch, sizeof *t->group, e);
-	return t->rgb && t->group ? 0 : -1;
+	t->caption = mem_alloc((size_t)m->batch, sizeof *t->caption, e);
+	return t->rgb && t->group && t->caption ? 0 : -1;
 }
 
 void clip_trainer_free(struct clip_trainer *t)
 {
 	free(t->rgb);
 	free(t->group);
+	free(t->caption);
 	image_free(&t->crop);
 }
 
@@ -257,13 +259,10 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 		if (place_picture(t, t->rgb + (size_t)i * side * side * 3, r, index + (uint64_t)i, training, e))
 			return -1;
 		text[i] = &r->text;
-		t->group[i] = i;
-		for (int j = 0; j < i; j++) {
-			if (text[j]->n == r->text.n && memcmp(text[j]->v, r->text.v, r->text.n * sizeof *r->text.v) == 0) {
-				t->group[i] = t->group[j];
-				break;
-			}
-		}
+		t->caption[i] = caption_hash(r, false);
+		t->group[i] = 0;
+		while (t->caption[t->group[i]] != t->caption[i])
+			t->group[i]++;
 	}
 	return 0;
 }

@@ -104,7 +104,8 @@ struct clip_trainer {
 	double lr;
 	int64_t warmup;
 	uint8_t *rgb;   /* (batch, size, size, 3) host */
-	int32_t *group; /* (batch) host: equal captions share a number */
+	uint64_t *caption; /* (batch) caption_hash */
+	int32_t *group; /* (batch) host: the first record with an equal caption */
 };
 int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
 void clip_trainer_free(struct clip_trainer *t);

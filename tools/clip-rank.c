@@ -104,6 +104,7 @@ static int score_batch(struct embedder *x, struct record *r, int n, const char *
 struct group {
 	struct record *at; /* copies, reused */
 	size_t n, cap;
+	uint64_t caption;  /* see embedder_caption */
 };
 
 /* Best first; equal scores keep the order of the samples. */
@@ -172,12 +173,11 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 	return 0;
 }
 
-static int group_add(struct group *g, struct filter *f, const struct record *r, struct error *e)
+static int group_add(struct group *g, struct filter *f, const struct record *r, uint64_t caption, struct error *e)
 {
-	if (g->n && !same_caption(&g->at[0], r) && group_flush(g, f, e))
+	if ((g->n && caption != g->caption && group_flush(g, f, e)) || records_room(&g->at, g->n + 1, &g->cap, e))
 		return -1;
-	if (records_room(&g->at, g->n + 1, &g->cap, e))
-		return -1;
+	g->caption = caption;
 	return record_copy(&g->at[g->n++], r, e);
 }
 
@@ -189,7 +189,7 @@ static int rank(struct embedder *x, struct filter *f, struct error *e)
 		r = score_batch(x, f->batch, n, reader_name(f->in), e);
 		for (int i = 0; !r && i < n; i++) {
 			if (!no_sort)
-				r = group_add(&g, f, &f->batch[i], e);
+				r = group_add(&g, f, &f->batch[i], embedder_caption(x, &f->batch[i]), e);
 			else
 				r = put_unless_below(f, &f->batch[i], e);
 		}
