@@ -625,5 +625,7 @@ cudaError_t cudaGetLastError()
 
 const char *cudaGetErrorString(cudaError_t e)
 {
-	return e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "no error";
+	return e == cudaErrorMemoryAllocation ? "out of memory"
+	       : e == cudaErrorNoDevice       ? "no CUDA-capable device is detected"
+					      : "no error";
 }
