@@ -470,6 +470,18 @@ void outfile_abort(struct outfile *f)
 	*f = (struct outfile){.fd = -1};
 }
 
+int write_file(const char *path, const void *p, size_t n, bool relaxed, struct error *e)
+{
+	struct outfile f;
+	if (outfile_open(&f, path, e))
+		return -1;
+	f.relaxed = relaxed;
+	if (write_full(f.fd, p, n, f.path, e) == 0)
+		return outfile_commit(&f, e);
+	outfile_abort(&f);
+	return -1;
+}
+
 /* ---- signals and time ---- */
 
 static void on_fatal_signal(int sig)

@@ -109,6 +109,8 @@ struct outfile {
 int outfile_open(struct outfile *f, const char *path, struct error *e);
 int outfile_commit(struct outfile *f, struct error *e);
 void outfile_abort(struct outfile *f);
+/* All of it at once. */
+int write_file(const char *path, const void *p, size_t n, bool relaxed, struct error *e);
 
 /* Signals.  signals_install: SIGINT/SIGTERM/SIGHUP remove temporary files and die.
  * signals_defer: for trainers, SIGTERM, SIGUSR1 and the first SIGINT only set stop_requested. */

@@ -104,22 +104,15 @@ static int end(struct work *w, struct error *e)
 
 static int put_summary(const struct work *w, struct error *e)
 {
-	struct outfile f;
 	struct buf line = {0};
-	if (outfile_open(&f, output, e))
-		return -1;
 	int r = buf_printf(&line, e, "{\"records\": %llu, \"text_tokens\": %lld, \"image_tokens\": %lld, \"nll_text\": %.6f, "
 	                   "\"nll_image\": %.6f, \"captions\": \"%s\"}\n", (unsigned long long)w->f->records,
 	                   (long long)w->text_count, (long long)w->image_count,
 	                   w->text_count ? w->text / (double)w->text_count : 0,
 	                   w->image_count ? w->image / (double)w->image_count : 0, rotate ? "rotated" : "own");
 	if (r == 0)
-		r = write_full(f.fd, line.p, line.n, f.path, e);
+		r = write_file(output, line.p, line.n, false, e);
 	buf_free(&line);
-	if (r)
-		outfile_abort(&f);
-	else
-		r = outfile_commit(&f, e);
 	return r;
 }
 

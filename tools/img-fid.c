@@ -173,6 +173,8 @@ static int print_row(const struct work *w, int i, struct error *e)
 		return -1;
 	if (as_json)
 		return print_json(w, i, distance, precision, recall, e);
+	if (i == 0)
+		printf("blur\trecords\tagainst\tCLIP Frechet distance%s\n", neighbours ? "\tprecision\trecall" : "");
 	printf("%g\t%zu\t%zu\t%.6g", w->radius[i], a->n, b->n, distance);
 	if (neighbours)
 		printf("\t%.4f\t%.4f", precision, recall);
@@ -187,8 +189,6 @@ static int measure(struct work *w, struct error *e)
 	if (!w->pictures || !w->blurred || records_room(&w->records, (size_t)run.batch, &w->records_cap, e) ||
 	    side_read(w, 0, e) || side_read(w, 1, e))
 		return -1;
-	if (!as_json)
-		printf("blur\trecords\tagainst\tCLIP Frechet distance%s\n", neighbours ? "\tprecision\trecall" : "");
 	for (int i = 0; i < w->radii; i++)
 		if (print_row(w, i, e))
 			return -1;
