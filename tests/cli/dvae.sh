@@ -41,6 +41,11 @@ img-pack -s 16 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jso
 	bad "a complete run is no error"
 [ "$before" = "$(cksum <pipe.st)" ] || bad "a complete model was rewritten"
 $train --dry-run all.pix | grep -q 'total on device' || bad "no memory plan"
+# The start from data takes memory for each of 2^18 tokens: 64 channels of 4 bytes and 12 more; and a fourth of that many
+# pictures of 768 bytes.
+$train --dry-run --groups 3 --hidden 16 all.pix | grep '^start on host' > plan
+grep -q ' 115 MiB' plan || bad "memory of the start: $(cat plan)"
+$train --dry-run --calibrate 0 all.pix | grep 'start on host' && bad "memory of a start that is not from data"
 
 # Stopped and continued = uninterrupted, in every byte of tokens and pictures and in the model's identity.
 $train -n 120 --save-every 20 -o cut.st all.pix &
