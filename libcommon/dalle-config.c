@@ -52,6 +52,17 @@ struct attn_mask dalle_mask_of(const struct dalle_config *c, int i)
 	return m;
 }
 
+/* Text states see all before them, image states all text and, whatever their place, the same distances back. */
+uint64_t dalle_mask_pairs(const struct attn_mask *mask)
+{
+	uint64_t text = (uint64_t)mask->n_text, S = (uint64_t)attn_length(mask), image = S - text;
+	uint64_t pairs = text * (text + 1) / 2 + image * text;
+	for (uint64_t o = 0; o < image; o++)
+		if (attn_allowed(mask, (int)(S - 1), (int)(S - 1 - o)))
+			pairs += image - o;
+	return pairs;
+}
+
 void dalle_config_from_header(struct dalle_config *c, const struct header *h)
 {
 	c->text_vocab = (int)h->text.size;

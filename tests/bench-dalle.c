@@ -45,9 +45,7 @@ static double attention_pairs(const struct dalle_config *c)
 	double pairs = 0;
 	for (int i = 0; i < c->layers; i++) {
 		struct attn_mask m = dalle_mask_of(c, i);
-		for (int q = 0; q < dalle_length(c); q++)
-			for (int k = 0; k <= q; k++)
-				pairs += attn_allowed(&m, q, k);
+		pairs += (double)dalle_mask_pairs(&m);
 	}
 	return pairs;
 }
