@@ -47,16 +47,7 @@ static void put_pictures(const struct start *s, size_t from, int n)
 	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
 }
 
-static double squared_distance(const float *a, const float *b, size_t n)
-{
-	float sum = 0;
-#pragma omp simd reduction(+ : sum)
-	for (size_t i = 0; i < n; i++)
-		sum += (a[i] - b[i]) * (a[i] - b[i]);
-	return sum;
-}
-
-/* The same, or less than it but at least `enough`: the first components are the largest where they are principal ones. */
+/* squared_distance, or less than it but at least `enough`: the first components are the largest where they are principal ones. */
 static double distance_up_to(const float *a, const float *b, size_t n, double enough)
 {
 	double sum = 0;

@@ -123,6 +123,15 @@ double seconds_now(void); /* monotonic */
 /* The least multiple of step that is not below n. */
 static inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
+static inline float squared_distance(const float *a, const float *b, size_t n)
+{
+	float sum = 0;
+#pragma omp simd reduction(+ : sum)
+	for (size_t i = 0; i < n; i++)
+		sum += (a[i] - b[i]) * (a[i] - b[i]);
+	return sum;
+}
+
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
 #endif
