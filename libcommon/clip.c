@@ -2,6 +2,7 @@
  * clip-net.c. */
 #include "clip-net.h"
 
+#include "config.h"
 #include "device.h"
 #include "image.h"
 #include "rng.h"
@@ -34,70 +35,52 @@ int clip_preset(const char *name, struct clip_config *c, struct error *e)
 	return fail(e, STATUS_USAGE, "preset '%s' is unknown, expected tiny, small or vit-b-32", name);
 }
 
-/* Names and places of the integer fields: one list for writing and reading. */
-#define FIELDS(X) \
-	X(size) X(patch) X(image_width) X(image_layers) X(image_heads) X(context) X(vocabulary) X(text_width) \
-	X(text_layers) X(text_heads) X(embed) X(exact_gelu)
+enum { MAX_SIZE = 1 << 16 }; /* of widths and of the context */
+
+static const struct config_field fields[] = {
+#define FIELD(name, min, max) CONFIG_FIELD(struct clip_config, name, min, max)
+	FIELD(size, 1, 4096), FIELD(patch, 1, 4096), FIELD(image_width, 1, MAX_SIZE), FIELD(image_layers, 1, STACK_MAX_LAYERS),
+	FIELD(image_heads, 1, MAX_SIZE), FIELD(context, 2, MAX_SIZE), FIELD(vocabulary, 3, 1 << 24), FIELD(text_width, 1, MAX_SIZE),
+	FIELD(text_layers, 1, STACK_MAX_LAYERS), FIELD(text_heads, 1, MAX_SIZE), FIELD(embed, 1, MAX_SIZE), FIELD(exact_gelu, 0, 1),
+#undef FIELD
+};
 
 json_t *clip_config_json(const struct clip_config *c)
 {
-	json_t *j = json_object();
-#define PUT(f) json_object_set_new(j, #f, json_integer(c->f));
-	FIELDS(PUT)
-#undef PUT
-	if (c->closed)
+	json_t *j = config_json(c, fields, ARRAY_LEN(fields));
+	if (j && c->closed)
 		json_object_set_new(j, "closed", json_true());
 	return j;
 }
 
-enum { MAX_SIZE = 1 << 16 }; /* of widths and of the context */
-
-static int check_tower(const char *which, int64_t width, int64_t layers, int64_t heads, struct error *e)
+static int check_heads(const char *which, int64_t width, int64_t heads, struct error *e)
 {
-	if (width < 1 || width > MAX_SIZE)
-		return fail(e, STATUS_BAD, "%s width %lld is out of range, expected 1 to %d", which, (long long)width, MAX_SIZE);
-	if (layers < 1 || layers > STACK_MAX_LAYERS)
-		return fail(e, STATUS_BAD, "%lld %s layers, expected 1 to %d", (long long)layers, which, STACK_MAX_LAYERS);
-	if (heads < 1 || width % heads)
-		return fail(e, STATUS_BAD, "%s width %lld is not a multiple of %lld heads", which, (long long)width,
-		            (long long)heads);
-	return 0;
+	return width % heads == 0 ? 0 : fail(e, STATUS_BAD, "%s width %lld is not a multiple of %lld heads", which,
+	                                     (long long)width, (long long)heads);
 }
 
 static int check_config(const struct clip_config *c, struct error *e)
 {
-	if (c->size < 1 || c->size > 4096 || c->patch < 1 || c->size % c->patch)
+	if (config_check(c, fields, ARRAY_LEN(fields), STATUS_BAD, e))
+		return -1;
+	if (c->size % c->patch)
 		return fail(e, STATUS_BAD, "picture size %lld is not a multiple of the patch %lld", (long long)c->size,
 		            (long long)c->patch);
-	if (c->context < 2 || c->context > MAX_SIZE || c->vocabulary < 3 || c->vocabulary > 1 << 24)
-		return fail(e, STATUS_BAD, "context %lld or vocabulary %lld is out of range", (long long)c->context,
-		            (long long)c->vocabulary);
-	if (c->embed < 1 || c->embed > MAX_SIZE)
-		return fail(e, STATUS_BAD, "shared width %lld is out of range, expected 1 to %d", (long long)c->embed,
-		            MAX_SIZE);
-	if (check_tower("image", c->image_width, c->image_layers, c->image_heads, e))
-		return -1;
 	if (c->image_hidden < 0 || c->image_hidden > MAX_SIZE || c->text_hidden < 0 || c->text_hidden > MAX_SIZE)
 		return fail(e, STATUS_BAD, "MLP width %lld or %lld is out of range, expected 1 to %d", (long long)c->image_hidden,
 		            (long long)c->text_hidden, MAX_SIZE);
-	return check_tower("text", c->text_width, c->text_layers, c->text_heads, e);
+	if (check_heads("image", c->image_width, c->image_heads, e))
+		return -1;
+	return check_heads("text", c->text_width, c->text_heads, e);
 }
 
 static int config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
 {
-	struct clip_config r = {0};
-#define GET(f) \
-	if (!json_is_integer(json_object_get(j, #f))) \
-		return fail(e, STATUS_BAD, "%s: config has no whole number '%s'", file, #f); \
-	r.f = json_integer_value(json_object_get(j, #f));
-	FIELDS(GET)
-#undef GET
-	r.closed = json_is_true(json_object_get(j, "closed"));
-	*c = r;
 	struct error inner = {0};
-	if (check_config(c, &inner))
-		return fail(e, STATUS_BAD, "%s: %s", file, inner.text);
-	return 0;
+	*c = (struct clip_config){.closed = json_is_true(json_object_get(j, "closed"))};
+	if (config_parse(c, fields, ARRAY_LEN(fields), j, file, e))
+		return -1;
+	return check_config(c, &inner) ? fail(e, STATUS_BAD, "%s: %s", file, inner.text) : 0;
 }
 
 int clip_plan(struct clip *m, const struct clip_config *c, const struct ops *ops, struct dev *dev, int batch,

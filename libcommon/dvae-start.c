@@ -47,7 +47,8 @@ static void put_pictures(const struct start *s, size_t from, int n)
 	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
 }
 
-/* squared_distance, or less than it but at least `enough`: the first components are the largest where they are principal ones. */
+/* squared_distance, or less than it but at least `enough`: the first components are the largest where they are principal
+ * ones. */
 static double distance_up_to(const float *a, const float *b, size_t n, double enough)
 {
 	double sum = 0;
