@@ -61,21 +61,8 @@ static double update_operations(const struct dalle_config *c, int batch, double 
 
 static double update_once(struct dalle *d, const struct dalle_item *items, int n, int64_t step)
 {
-	struct adamw a = {.lr = 1e-4f,
-			  .beta1 = 0.9f,
-			  .beta2 = 0.96f,
-			  .eps = 1e-8f,
-			  .decay = 0.045f,
-			  .v_max = 5,
-			  .g_scale = 1,
-			  .step = step};
-	struct dalle_loss l;
-	double norm, start = now();
-	params_zero_grad(&d->params);
-	need(dalle_likelihood(d, items, n, true, 1, &l, &err) || params_grad_norm(&d->params, &norm, &err));
-	params_update(&d->params, &a);
-	params_average(&d->params, 0.99f);
-	need(device_check(ops, dev, &err));
+	double start = now();
+	update_dalle(d, items, n, step);
 	return now() - start;
 }
 

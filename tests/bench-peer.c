@@ -66,25 +66,6 @@ static uint32_t *made_up(size_t n, size_t each, uint32_t stream, uint32_t vocab)
 	return v;
 }
 
-static void train_step(struct dalle *d, const struct dalle_item *items, int64_t step)
-{
-	struct adamw a = {.lr = 1e-4f,
-			  .beta1 = 0.9f,
-			  .beta2 = 0.96f,
-			  .eps = 1e-8f,
-			  .decay = 0.045f,
-			  .v_max = 5,
-			  .g_scale = 1,
-			  .step = step};
-	struct dalle_loss l;
-	double norm;
-	params_zero_grad(&d->params);
-	need(dalle_likelihood(d, items, (int)run.batch, true, 1, &l, &err) || params_grad_norm(&d->params, &norm, &err));
-	params_update(&d->params, &a);
-	params_average(&d->params, 0.99f);
-	need(device_check(ops, dev, &err));
-}
-
 static void train(struct dalle *d)
 {
 	size_t B = (size_t)run.batch, L = (size_t)text_length - 1, N = (size_t)(grid * grid);
@@ -94,7 +75,7 @@ static void train(struct dalle *d)
 		items[i] = (struct dalle_item){.text = text + i * L, .text_n = L, .image = image + i * N};
 	for (int64_t i = 0; i <= updates; i++) {
 		double start = now();
-		train_step(d, items, i + 1);
+		update_dalle(d, items, (int)run.batch, i + 1);
 		seconds[i] = now() - start;
 	}
 	free(items);

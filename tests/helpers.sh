@@ -6,7 +6,7 @@ bad() {
 	failed=1
 }
 # refused STATUS WORDS COMMAND...: that status, one line on stderr that holds WORDS (a pattern), nothing on stdout, and no
-# file `none`, for commands that would write it
+# file `unwritten`, for commands that are told to write it
 refused() {
 	want=$1 words=$2
 	shift 2
@@ -15,5 +15,5 @@ refused() {
 	[ $got -eq "$want" ] || bad "$*: status $got, expected $want: $(cat err)"
 	[ "$(wc -l < err)" -eq 1 ] && grep -q -e "$words" err || bad "$*: said '$(cat err)', expected '$words'"
 	[ ! -s stdout ] || bad "$*: wrote to stdout"
-	[ ! -e none ] || bad "$*: left an output file"
+	[ ! -e unwritten ] || bad "$*: left an output file"
 }

@@ -527,7 +527,8 @@ static void test_configuration(void)
 	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && e.status == STATUS_BAD, "wrong type of a field must be refused");
 	e = (struct error){0};
 	json_object_set_new(j, "codes", json_integer((1LL << 32) + 8192));
-	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && strstr(e.text, "codes is 4294975488, expected 2 to 1048576"), "%s", e.text);
+	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && strstr(e.text, "codes is 4294975488, expected 2 to 1048576"), "%s",
+	      e.text);
 	e = (struct error){0};
 	json_object_del(j, "codes");
 	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && strstr(e.text, "no whole number \"codes\""), "%s", e.text);

@@ -39,17 +39,17 @@ model-import -o views.st views.pt && model-import -o views-old.st views-old.pt |
 model-import -o again.st views.safetensors && [ "$(tensors again.st)" = "$(tensors views.st)" ] || bad "views differ"
 
 refused 2 'expected a model file' model-import
-refused 2 'give one of them' model-import --list -o none encoder.pkl
-refused 3 'is in encoder.pkl too' model-import -o none encoder.pkl encoder-old.pkl
-refused 3 'expected the encoder' dvae-encode -m decoder.pkl -o none drawn
-refused 3 'expected the decoder' dvae-decode -m encoder.pkl -o none encoder.pkl.tok
-refused 3 'no dVAE' dvae-encode -m views.pt -o none drawn
+refused 2 'give one of them' model-import --list -o unwritten encoder.pkl
+refused 3 'is in encoder.pkl too' model-import -o unwritten encoder.pkl encoder-old.pkl
+refused 3 'expected the encoder' dvae-encode -m decoder.pkl -o unwritten drawn
+refused 3 'expected the decoder' dvae-decode -m encoder.pkl -o unwritten encoder.pkl.tok
+refused 3 'no dVAE' dvae-encode -m views.pt -o unwritten drawn
 head -c 3000 views.pt > cut.pt
-refused 3 'cut.pt: ' model-import -o none cut.pt
+refused 3 'cut.pt: ' model-import -o unwritten cut.pt
 # a pickle that would run a program: refused by its name
 magic='\200\002\212\012\154\374\234\106\371\040\152\250\120\031.'
 printf "$magic"'\200\002M\351\003.\200\002}X\015\000\000\000little_endian\210s.\200\002cos\nsystem\nX\012\000\000\000touch none\205R.' > evil.pt
-refused 3 'evil.pt: .*os.system' model-import -o none evil.pt
+refused 3 'evil.pt: .*os.system' model-import -o unwritten evil.pt
 refused 3 'evil.pt: .*os.system' model-info evil.pt
 refused 3 'evil.pt: .*os.system' dvae-decode -m evil.pt encoder.pkl.tok
 model-import views.pt > /dev/full 2> err && bad "full device: status 0"
