@@ -197,6 +197,7 @@ static bool same_shape(const struct weights_tensor *t, const struct param *r, in
 	return same;
 }
 
+/* The tensors that make the row; host NULL: only look for them. */
 static int read_row(const struct weights *w, const struct param *r, float *host, struct error *e)
 {
 	const char *outer = outer_name(r->name);
@@ -212,20 +213,19 @@ static int read_row(const struct weights *w, const struct param *r, float *host,
 			return fail(e, STATUS_BAD, "%s: has no tensor %s", weights_path(w), name);
 		if (!same_shape(t, r, parts))
 			return fail(e, STATUS_BAD, "%s: tensor %s does not have the shape that config.json says", weights_path(w), name);
-		if (weights_read(w, t, host + (size_t)i * (r->n / (size_t)parts), e))
+		if (host && weights_read(w, t, host + (size_t)i * (r->n / (size_t)parts), e))
 			return -1;
 	}
 	return 0;
 }
 
-static int read_weights(struct clip *m, const char *name, struct error *e)
+static int read_weights(struct clip *m, const struct weights *w, struct error *e)
 {
 	struct params *p = &m->params;
 	size_t most = 0;
 	for (int i = 0; i < p->count; i++)
 		most = p->rows[i].n > most ? p->rows[i].n : most;
-	struct weights *w = weights_open(name, e);
-	float *host = w ? mem_alloc(most, sizeof *host, e) : NULL;
+	float *host = mem_alloc(most, sizeof *host, e);
 	int r = host ? 0 : -1;
 	for (int i = 0; i < p->count && r == 0; i++) {
 		r = read_row(w, &p->rows[i], host, e);
@@ -235,9 +235,21 @@ static int read_weights(struct clip *m, const char *name, struct error *e)
 			r = device_check(p->ops, p->dev, e); /* host is used again for the next row */
 	}
 	free(host);
-	weights_close(w);
 	if (r == 0)
 		params_refresh(p);
+	return r;
+}
+
+/* Memory is taken once the file has all that config.json says. */
+static int build(struct clip *m, const char *name, struct error *e)
+{
+	struct weights *w = weights_open(name, e);
+	int r = w ? 0 : -1;
+	for (int i = 0; i < m->params.count && r == 0; i++)
+		r = read_row(w, &m->params.rows[i], NULL, e);
+	if (r == 0)
+		r = clip_build(m, e) || read_weights(m, w, e) ? -1 : 0;
+	weights_close(w);
 	return r;
 }
 
@@ -296,7 +308,7 @@ static int load_folder(struct clip *m, const char *folder, const struct ops *ops
 	if (bpe_size(m->bpe) > m->config.vocabulary)
 		return fail(e, STATUS_BAD, "%s: vocab.json has %u tokens, config.json says %lld", folder, bpe_size(m->bpe),
 		            (long long)m->config.vocabulary);
-	return clip_build(m, e) || read_weights(m, f.weights, e) ? -1 : 0;
+	return build(m, f.weights, e);
 }
 
 int clip_open(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e)

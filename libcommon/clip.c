@@ -119,7 +119,8 @@ int clip_load(struct clip *m, const char *path, const struct ops *ops, struct de
 	if (!w)
 		return -1;
 	int r = weights_need_kind(w, "clip", e) || clip_config_from_json(&c, weights_config(w), path, e) ||
-	        clip_plan(m, &c, ops, dev, batch, false, e) || clip_build(m, e) || params_load(&m->params, BLOCK_W, w, "", e);
+	        clip_plan(m, &c, ops, dev, batch, false, e) || params_fit(&m->params, w, "", e) || clip_build(m, e) ||
+	        params_load(&m->params, BLOCK_W, w, "", e);
 	if (!r) {
 		const char *id = weights_meta(w, "dalle.id"), *text = weights_meta(w, "dalle.text_id");
 		snprintf(m->id, sizeof m->id, "%s", id ? id : "");

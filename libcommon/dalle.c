@@ -99,7 +99,7 @@ static int open_from(struct dalle *d, const struct weights *w, const struct ops 
 {
 	struct dalle_config c;
 	if (weights_need_kind(w, "dalle", e) || dalle_config_parse(&c, weights_config(w), weights_path(w), e) ||
-	    dalle_describe(d, &c, 0, false, e) || dalle_build(d, ops, dev, false, e) ||
+	    dalle_describe(d, &c, 0, false, e) || params_fit(&d->params, w, "", e) || dalle_build(d, ops, dev, false, e) ||
 	    params_load(&d->params, BLOCK_W, w, "", e))
 		return -1;
 	params_refresh(&d->params);

@@ -338,8 +338,8 @@ struct dvae *dvae_load(const char *path, int parts, const struct ops *ops, struc
 	if (!w)
 		return NULL;
 	if (!read_config(&c, parts, w, e))
-		d = dvae_new(&c, parts, ops, dev, batch, e);
-	if (d && fill(d, w, e)) {
+		d = dvae_plan(&c, parts, ops->type(dev), batch, e);
+	if (d && (params_fit(&d->params, w, "", e) || dvae_build(d, ops, dev, e) || fill(d, w, e))) {
 		dvae_free(d);
 		d = NULL;
 	}

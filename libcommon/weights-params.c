@@ -67,6 +67,14 @@ static int load_row(struct params *p, const struct param *r, enum params_block w
 	return device_check(p->ops, p->dev, e); /* host is used again for the next row */
 }
 
+int params_fit(const struct params *p, const struct weights *w, const char *prefix, struct error *e)
+{
+	for (int i = 0; i < p->count; i++)
+		if (!find_row(w, &p->rows[i], prefix, e))
+			return -1;
+	return 0;
+}
+
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e)
 {
 	float *host = mem_alloc(largest_row(p), sizeof *host, e);

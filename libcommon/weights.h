@@ -71,7 +71,10 @@ const json_t *weights_metadata(const struct weights *w);
 
 /* STATUS_BAD unless dalle.kind is `kind`: "FILE: is a clip model, expected a dvae model". */
 int weights_need_kind(const struct weights *w, const char *kind, struct error *e);
-/* Fill a block of p from tensors named prefix + row name: every row must be there with its shape.  Values are converted to
+/* STATUS_BAD unless every row of p has its tensor, named prefix + row name, with its shape.  To be asked before
+ * params_build: then what a model takes for its weights is bounded by the size of the file, whatever its config says. */
+int params_fit(const struct params *p, const struct weights *w, const char *prefix, struct error *e);
+/* Fill a block of p from tensors named so, after the same checks.  Values are converted to
  * the row's storage (params_place); a tensor of that very type is taken bit by bit.  Then params_refresh is the caller's. */
 int params_load(struct params *p, enum params_block which, const struct weights *w, const char *prefix, struct error *e);
 

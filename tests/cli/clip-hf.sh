@@ -56,6 +56,8 @@ with config.json 's/"text_config": {/&"hidden_act": "gelu",/' && refused 'differ
 with config.json 's/"model_type": "clip"/"model_type": "siglip"/' && refused "type 'siglip', expected clip"
 with config.json 's/"patch_size": 8/"patch_size": 7/' && refused 'not a multiple of the patch'
 with config.json 's/"hidden_size": 16/"hidden_size": 20/' && refused 'does not have the shape'
+with config.json 's/"vocab_size": [0-9]*/"vocab_size": 16777216/; s/"hidden_size": 16/"hidden_size": 65536/' && # terabytes
+	refused 'does not have the shape'
 with config.json 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' && refused 'has no tensor'
 with config.json 's/"hidden_size": 16/"hidden_size": "wide"/' && refused "'hidden_size' is no whole number"
 with config.json 's/"intermediate_size": 24/"intermediate_size": 4000000000/' && refused 'MLP width'

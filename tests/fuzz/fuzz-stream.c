@@ -77,9 +77,19 @@ static void header_again(const struct header *h)
 	buf_free(&out);
 }
 
+/* A writer that forgets, bare or with frames. */
+static struct writer *forgetting_writer(const struct header *h, int level)
+{
+	struct error e = {0};
+	struct writer *w = writer_open("/dev/null", h, level, &e);
+	MUST(w);
+	return w;
+}
+
 static void in_order(struct reader *in, struct record *r)
 {
 	struct error e = {0};
+	struct writer *writer = forgetting_writer(reader_header(in), reader_header(in)->width % 2);
 	struct names names = {0};
 	struct buf name = {0};
 	uint64_t number = 0, done, total;
@@ -87,9 +97,12 @@ static void in_order(struct reader *in, struct record *r)
 	while ((k = reader_next(in, r, &e)) > 0) {
 		write_again(r, reader_header(in));
 		through_json(r, reader_header(in));
+		MUST(writer_put(writer, r, &e) == 0);
 		MUST(names_make(&names, &name, r, number++, &e) == 0 && name.n && !memchr(name.p, '/', name.n));
 	}
 	MUST(k == 0 || e.status);
+	e = (struct error){0};
+	MUST(writer_close(writer, &e) == 0);
 	reader_progress(in, &done, &total);
 	names_free(&names);
 	buf_free(&name);

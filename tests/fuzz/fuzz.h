@@ -39,7 +39,10 @@ static inline size_t fuzz_cut(const uint8_t *p, size_t n, uint8_t at, const uint
 	return first;
 }
 
-/* Everything about a model file, fuzz-model.c. */
+/* fuzz-model.c.  A safetensors file: its header up to a zero byte, then its data, cut or filled up with zeros to the end
+ * that the header tells, so that mutations of the header find their bytes there.  The file's path. */
+const char *fuzz_safetensors(const uint8_t *p, size_t n);
+/* Open a model file, read all of its tensors, understand its sizes. */
 void fuzz_model(const char *path);
 
 #endif

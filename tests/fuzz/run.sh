@@ -34,7 +34,7 @@ seed_streams() {
 	tok-load -l 0 -o "$TMPDIR/bare" "$TMPDIR/lines"
 	tok-load -o "$TMPDIR/framed" "$TMPDIR/lines"
 	printf 'dalle-bpe 1\nrule paper\nsize 257\n116 104 th\n' >"$TMPDIR/words"
-	img-pack -s 4 -o "$TMPDIR/pixels" "$golden/pillow.ppm"
+	img-pack -q -s 16 -o "$TMPDIR/pixels" "$golden/pillow.ppm"
 	echo 'a thing' | bpe-encode -q -m "$TMPDIR/words" --level=0 -o "$TMPDIR/text"
 	for frames in 0 1 3; do
 		for f in bare text; do
@@ -66,6 +66,15 @@ seed_models() {
 	{"__metadata__":{"dalle.kind":"dvae","dalle.config":"{\"size\":8}","dalle.checksums":"{}"},"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}}
 	END
 	printf '\0000123456789' >>"$corpus/safetensors/small"
+	# Small models of each kind, without identity and checksums, which no mutation would fit.
+	dvae-train -q -x tiny -n 1 -o "$TMPDIR/dvae" "$TMPDIR/pixels"
+	dvae-encode -q --keep-pixels -m "$TMPDIR/dvae" "$TMPDIR/pixels" | bpe-encode -q -l 24 -m "$TMPDIR/words" -o "$TMPDIR/tokens"
+	dalle-train -q -x tiny -n 1 -o "$TMPDIR/dalle" "$TMPDIR/tokens"
+	clip-train -q -x tiny -n 1 -o "$TMPDIR/clip" "$TMPDIR/tokens"
+	for kind in dvae dalle clip; do
+		header "$TMPDIR/$kind" | sed 's/"dalle.id":"[0-9a-f]*",*//; s/"dalle.checksums":"{[^}]*}",*//; s/,}/}/' >"$corpus/load/$kind"
+		cp "$corpus/load/$kind" "$corpus/safetensors/tiny-$kind"
+	done
 	for f in views.pt encoder-state.pkl encoder.pkl; do # data.pkl is the first file of the archive, from byte 64 to the next PK
 		end=$(LC_ALL=C grep -aob PK "$golden/openai-dvae/$f" | sed -n '2s/:.*//p')
 		head -c "$end" "$golden/openai-dvae/$f" | tail -c +65 >"$corpus/pickle/$f"
