@@ -8,6 +8,13 @@
 #include <string.h>
 
 enum { MAX_TICKS = 64 };
+/* Numbers above the first, and logarithms of those below the second, are left out: spans stay finite and above zero. */
+#define LARGEST 1e300
+#define SMALLEST 1e-300
+/* An axis spans at least this share of its numbers, or steps between ticks would vanish in them. */
+#define LEAST_SPAN 1e-12
+/* Pixels from the picture's corner; what lies further out is drawn as if there. */
+#define FAR 1e7
 
 static const uint8_t white[3] = {255, 255, 255}, ink[3] = {50, 50, 50},
                      pale[3] = {228, 228, 228}, frame[3] = {140, 140, 140};
@@ -58,7 +65,7 @@ static double on_scale(const struct axis *a, double v)
 
 static bool drawable(const struct axis *a, double v)
 {
-	return !a->logarithmic || v > 0;
+	return fabs(v) <= LARGEST && (!a->logarithmic || v >= SMALLEST);
 }
 
 static void find_ranges(struct plot *p)
@@ -82,12 +89,13 @@ static void find_ranges(struct plot *p)
 		p->y.high = on_scale(&p->y, p->chart->y_max);
 }
 
-/* Some room around the data; a single value gets a range of its own. */
+/* Some room around the data; a single value, or values that are as good as one, get a range of their own. */
 static void widen(struct axis *a, double share, bool fixed_low, bool fixed_high)
 {
-	double span = a->high - a->low;
-	if (!(span > 0)) {
-		span = a->low ? fabs(a->low) * 0.2 : 1;
+	double span = a->high - a->low, largest = fmax(fabs(a->low), fabs(a->high));
+	double least = fmax(LEAST_SPAN * largest, a->logarithmic ? LEAST_SPAN : SMALLEST);
+	if (!(span > least)) {
+		span = 0.2 * largest > least ? 0.2 * largest : 1;
 		a->low -= span / 2;
 		a->high += span / 2;
 		return;
@@ -160,14 +168,20 @@ static void tick_text(const struct axis *a, int i, char *out, size_t n)
 		snprintf(out, n, "%.5g", v);
 }
 
+/* Ends that the caller sets can leave points anywhere outside. */
+static double near(double pixels)
+{
+	return fmin(fmax(pixels, -FAR), FAR);
+}
+
 static double place_x(const struct plot *p, double scaled)
 {
-	return p->left + (scaled - p->x.low) / (p->x.high - p->x.low) * (p->right - p->left);
+	return near(p->left + (scaled - p->x.low) / (p->x.high - p->x.low) * (p->right - p->left));
 }
 
 static double place_y(const struct plot *p, double scaled)
 {
-	return p->bottom - (scaled - p->y.low) / (p->y.high - p->y.low) * (p->bottom - p->top);
+	return near(p->bottom - (scaled - p->y.low) / (p->y.high - p->y.low) * (p->bottom - p->top));
 }
 
 /* ---- drawing ---- */

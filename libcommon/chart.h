@@ -6,7 +6,7 @@
 
 struct chart_series {
 	struct buf label; /* for the legend */
-	double *x, *y;    /* n points, in the order of drawing; all finite */
+	double *x, *y;    /* n points, in the order of drawing; those that are not finite or above 1e300 are left out */
 	size_t n, cap;
 	bool faint; /* drawn thin and pale, without a legend entry, in the colour of the next one */
 };
@@ -14,7 +14,7 @@ struct chart_series {
 struct chart {
 	uint32_t width, height;
 	const char *title, *x_label, *y_label; /* "" or NULL: none */
-	bool log_x, log_y;                     /* logarithmic: points at 0 and below are left out */
+	bool log_x, log_y;                     /* logarithmic: points below 1e-300 are left out */
 	double y_min, y_max;                   /* NAN: by the data */
 	struct chart_series *series;
 	size_t n;

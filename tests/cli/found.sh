@@ -20,4 +20,12 @@ model clip clip '{"size":16,"patch":4,"image_width":65536,"image_layers":64,"ima
 refused 3 'clip: has no tensor' clip-rank -d cpu -m clip in
 model dvae dvae '{"size":16,"stem":1,"hidden":65536,"initial":65536,"groups":4,"blocks":1,"codes":1048576,"kernel":3,"post_gain":1}'
 refused 3 'dvae: has no tensor' dvae-encode -d cpu -m dvae in
+
+# Charts: points far outside of ends that the user sets, and values that differ in their last bit.
+printf '{"step":1,"loss":-1e30}\n{"step":2,"loss":1}\n' >far.log
+plot-log --y-min=0 -o far.png far.log || bad "a point far below --y-min"
+printf '{"step":1,"loss":1}\n{"step":1.0000000000000002,"loss":1.0000000000000002}\n' >near.log
+for scale in --quiet --log-x --log-y; do
+	timeout 20 plot-log $scale -o near.png near.log || bad "values of nearly no difference, $scale: status $?"
+done
 exit $failed

@@ -129,6 +129,14 @@ seed_texts() {
 	{ printf '\201'; cat "$golden/clip-bpe/texts"; } >"$corpus/lines/twice"
 }
 
+seed_charts() {
+	one='\000\000\000\000\000\000\360\077' above='\001\000\000\000\000\000\360\077' two='\000\000\000\000\000\000\000\100'
+	large='\352\214\240\071\131\076\051\106' zero='\000\000\000\000\000\000\000\000'
+	printf "\\000$one$two$zero$one$one$two$two$large" >"$corpus/chart/linear"
+	printf "\\003$one$two$one$one$above$two$two$large$large$two" >"$corpus/chart/logarithmic"
+	printf "\\014$one$two$zero$one$one$two$above$two$large$one" >"$corpus/chart/ends"
+}
+
 seed_pictures() {
 	printf 'P6\n# small\n3 2\n255\nabcdefghijklmnopqr' >"$TMPDIR/a.ppm"
 	printf 'P5 4 1 65535\n12345678' >"$TMPDIR/b.pgm"
@@ -159,6 +167,7 @@ seed_streams
 seed_models
 seed_texts
 seed_pictures
+seed_charts
 
 status=0
 for t in $targets; do
