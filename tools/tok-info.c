@@ -60,7 +60,7 @@ static int histogram_add(struct histogram *h, const struct tokens *t, struct err
 {
 	for (size_t i = 0; i < t->n; i++) {
 		size_t code = t->v[i];
-		if (code >= 1 << 26) /* no vocabulary is that large; keeps memory bounded */
+		if (code >= 1 << 24) /* larger than any model takes; keeps memory bounded, at 128 MiB */
 			continue;
 		if (code >= h->size) {
 			size_t size = code + 1 > 2 * h->size ? code + 1 : 2 * h->size;

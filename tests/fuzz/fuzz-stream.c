@@ -7,6 +7,7 @@
 #include "../../libcommon/fields.h"
 #include "../../libcommon/names.h"
 #include "../../libcommon/record.h"
+#include "../../libcommon/sheet.h"
 
 /* The body of the one field of Stream in b. */
 static const uint8_t *body(const struct buf *b, size_t *n)
@@ -86,23 +87,43 @@ static struct writer *forgetting_writer(const struct header *h, int level)
 	return w;
 }
 
+/* Small pictures, with captions and scores, one beside the other. */
+static void to_sheet(struct sheet *s, const struct record *r)
+{
+	struct error e = {0};
+	if (s->n < 8 && r->pixels.width && (uint64_t)r->pixels.width * r->pixels.height <= 1 << 12)
+		MUST(sheet_add(s, r, &e) == 0);
+}
+
+static void draw_sheet(struct sheet *s)
+{
+	struct error e = {0};
+	struct pixels out = {0};
+	MUST(s->n == 0 || sheet_render(s, &out, &e) == 0 || e.status);
+	image_free(&out);
+	sheet_free(s);
+}
+
 static void in_order(struct reader *in, struct record *r)
 {
 	struct error e = {0};
 	struct writer *writer = forgetting_writer(reader_header(in), reader_header(in)->width % 2);
 	struct names names = {0};
+	struct sheet sheet = {.options = {.scale = 1, .gap = 2, .labels = true, .group = reader_header(in)->height % 2}};
 	struct buf name = {0};
 	uint64_t number = 0, done, total;
 	int k;
 	while ((k = reader_next(in, r, &e)) > 0) {
 		write_again(r, reader_header(in));
 		through_json(r, reader_header(in));
+		to_sheet(&sheet, r);
 		MUST(writer_put(writer, r, &e) == 0);
 		MUST(names_make(&names, &name, r, number++, &e) == 0 && name.n && !memchr(name.p, '/', name.n));
 	}
 	MUST(k == 0 || e.status);
 	e = (struct error){0};
 	MUST(writer_close(writer, &e) == 0);
+	draw_sheet(&sheet);
 	reader_progress(in, &done, &total);
 	names_free(&names);
 	buf_free(&name);

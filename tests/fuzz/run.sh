@@ -77,25 +77,30 @@ seed_models() {
 	done
 	for f in views.pt encoder-state.pkl encoder.pkl; do # data.pkl is the first file of the archive, from byte 64 to the next PK
 		end=$(LC_ALL=C grep -aob PK "$golden/openai-dvae/$f" | sed -n '2s/:.*//p')
-		head -c "$end" "$golden/openai-dvae/$f" | tail -c +65 >"$corpus/pickle/$f"
+		{ printf '\000'; head -c "$end" "$golden/openai-dvae/$f" | tail -c +65; } >"$corpus/pickle/$f"
 	done
 	# a dictionary with a tensor, a view of storages of other types, and a module around one
 	tensor() { # KEY TYPE OFFSET
 		printf 'ctorch._utils\n_rebuild_tensor_v2\n((X\007\000\000\000storagectorch\n%sStorage\nX\001\000\000\000%s' "$2" "$1"
 		printf 'X\003\000\000\000cpuK\020tQK%b' "$3"'K\002K\004\206K\004K\001\206\211ccollections\nOrderedDict\n)RtR'
 	}
-	{ printf '\200\002}X\001\000\000\000a'; tensor 0 Float '\0000'; printf 's.'; } >"$corpus/pickle/one"
+	{ printf '\200\002}X\001\000\000\000a'; tensor 0 Float '\0000'; printf 's.'; } >"$TMPDIR/one"
 	{
 		printf '\200\002ccollections\nOrderedDict\n)R(X\001\000\000\000a'; tensor 0 Float '\0004'
 		printf 'K\002'; tensor 1 Half '\0001'; printf 'X\001\000\000\000b}X\001\000\000\000c'; tensor 2 Double '\0000'
 		printf 'su.'
-	} >"$corpus/pickle/several"
+	} >"$TMPDIR/several"
 	{
 		printf '\200\002ctorch.nn.modules.module\nModule\n)\201}(X\013\000\000\000_parametersccollections\nOrderedDict\n)R'
 		printf 'X\001\000\000\000wctorch._utils\n_rebuild_parameter\n'; tensor 0 Float '\0000'
 		printf '\211ccollections\nOrderedDict\n)R\207RsX\010\000\000\000_modules}X\001\000\000\000mctorch.nn.modules.module\nModule\n'
 		printf ')\201}X\010\000\000\000_buffers}X\001\000\000\000b'; tensor 3 Byte '\0010'; printf 'ssbsub.'
-	} >"$corpus/pickle/module"
+	} >"$TMPDIR/module"
+	for f in one several module; do
+		for container in 0 1 2 12; do # the last: three storages in the old one
+			{ printf "\\0$container"; cat "$TMPDIR/$f"; } >"$corpus/pickle/$f-$container"
+		done
+	done
 	cat >"$corpus/config/dalle" <<-'END'
 	{"text_length":16,"text_vocab":256,"grid_w":4,"grid_h":4,"image_vocab":64,"layers":4,"width":32,"heads":2,"conv_k":3,"conv_centred":0,"mask":0,"logits_f32":true}
 	END
