@@ -21,6 +21,10 @@ refused 3 'clip: has no tensor' clip-rank -d cpu -m clip in
 model dvae dvae '{"size":16,"stem":1,"hidden":65536,"initial":65536,"groups":4,"blocks":1,"codes":1048576,"kernel":3,"post_gain":1}'
 refused 3 'dvae: has no tensor' dvae-encode -d cpu -m dvae in
 
+# A small stream with a large code: counting codes takes no memory without end.
+echo '{"text":[67108863,16777215]}' | tok-load -o codes || bad "tok-load of large codes"
+(ulimit -v 300000 && tok-info codes >out) && grep -q '^text codes.1 used' out || bad "tok-info with little memory: $(cat out)"
+
 # Charts: points far outside of ends that the user sets, and values that differ in their last bit.
 printf '{"step":1,"loss":-1e30}\n{"step":2,"loss":1}\n' >far.log
 plot-log --y-min=0 -o far.png far.log || bad "a point far below --y-min"
