@@ -1,6 +1,6 @@
 /* ops.h - everything the models may ask of a device: one struct of functions, filled by the
  * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  Beside it libcommon sees
- * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats).
+ * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats), and plugin.h.
  *
  * Conventions
  *   - Tensors are plain device pointers, dense, row-major; sizes are counts, not bytes.
