@@ -20,7 +20,8 @@ P = {}
 
 
 def weight(name, *shape, std=0.2, mean=0.0):
-    P[name] = (torch.randn(*shape) * std + mean).requires_grad_(True)
+    # bf16 values, so that both sides start from the same numbers in every format
+    P[name] = (torch.randn(*shape) * std + mean).bfloat16().float().requires_grad_(True)
     return P[name]
 
 

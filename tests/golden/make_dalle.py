@@ -20,8 +20,8 @@ rng = np.random.RandomState(7)
 
 
 def tensor(shape, std, mean=0.0):
-    # f32 values, so that both sides start from the same numbers
-    return torch.tensor((rng.randn(*shape) * std + mean).astype(np.float32).astype(np.float64), requires_grad=True)
+    # bf16 values, so that both sides start from the same numbers in every format
+    return torch.tensor(rng.randn(*shape) * std + mean).bfloat16().double().requires_grad_()
 
 
 weights = {

@@ -2,8 +2,10 @@
 """Golden values of the discrete VAE, by an implementation that shares nothing with the C one: PyTorch's convolutions,
 autograd, and the recipe's definitions.  Writes dvae-stem1.safetensors and dvae-stem2.safetensors beside this script:
 the weights ("w." + name), the pictures ("rgb"), loss, distortion and kl ("loss"), the relaxed code ("z"), the decoder's
-output ("out") and every gradient ("g." + name).  Run again only when the definition changes:
-    python3 make_dvae.py          (torch 1.13 and numpy, Debian's python3-torch)
+output ("out") and every gradient ("g." + name).  Beside each gradient ("auto." + name) stands the relative error of
+PyTorch's own bf16 autocast, the yardstick for our bf16: an activation near 0 that falls on the other side of a ReLU moves
+the gradient of a small layer by more than all roundings.  Run again only when the definition changes:
+    python3 make_dvae.py          (torch 2.8 and numpy)
 """
 import json
 import math
@@ -33,7 +35,7 @@ class Model:
     def __init__(self, size, stem, hidden, initial, groups, blocks, codes, kernel, gain, seed):
         self.__dict__.update(locals())
         self.rng = np.random.default_rng(seed)
-        self.p = {}
+        self.p, self.dtype = {}, torch.float64
 
     def conv(self, name, x, out, k):
         n_in = x.shape[1]
@@ -41,8 +43,8 @@ class Model:
             w = self.rng.normal(0, 1 / math.sqrt(n_in * k * k), (out, n_in, k, k))
             b = self.rng.normal(0, 0.2, out)
             for suffix, v in ((".w", w), (".b", b)):
-                # what the C program will read is f32
-                self.p[name + suffix] = torch.tensor(v.astype(np.float32).astype(np.float64), requires_grad=True)
+                # bf16 values, so that both sides start from the same numbers in every format
+                self.p[name + suffix] = torch.tensor(v).bfloat16().double().requires_grad_()
         return F.conv2d(x, self.p[name + ".w"], self.p[name + ".b"], padding=k // 2)
 
     def block(self, name, x, out, kernels):
@@ -84,29 +86,47 @@ def write(path, tensors):
         f.write(struct.pack("<Q", len(head)) + head + data)
 
 
-def make(path, n, tau, beta, seed, step, **config):
-    m = Model(seed=seed, **config)
-    S, K = m.size, m.codes
-    rgb = m.rng.integers(0, 256, (n, S, S, 3))
-    x = torch.tensor(rgb.transpose(0, 3, 1, 2) * (0.8 / 255) + 0.1)
-    logits = m.encode(x)
+def forward(m, rgb, tau, beta, step):
+    """The loss and what it consists of, in the type of m's parameters but for the f32 ends that autocast leaves."""
+    S, K, n = m.size, m.codes, len(rgb)
+    x = torch.tensor(rgb.transpose(0, 3, 1, 2) * (0.8 / 255) + 0.1, dtype=m.dtype)
+    logits = m.encode(x).to(m.dtype)
     rows = logits.permute(0, 2, 3, 1).reshape(-1, K)
-    u = np.array([philox_unit(seed, i, step, 2) for i in range(rows.numel())]).reshape(rows.shape)
-    z = F.softmax((rows - torch.log(-torch.log(torch.tensor(u)))) / tau, dim=1)
+    u = np.array([philox_unit(m.seed, i, step, 2) for i in range(rows.numel())]).reshape(rows.shape)
+    z = F.softmax((rows - torch.log(-torch.log(torch.tensor(u, dtype=m.dtype)))) / tau, dim=1)
     G = logits.shape[2]
-    out = m.decode(z.reshape(n, G, G, K).permute(0, 3, 1, 2))
+    out = m.decode(z.reshape(n, G, G, K).permute(0, 3, 1, 2)).to(m.dtype)
     mu, ln_b = out[:, :3], out[:, 3:]
     ln_f = -math.log(2) - ln_b - torch.log(x) - torch.log(1 - x) - (torch.logit(x) - mu).abs() / torch.exp(ln_b)
     q = F.softmax(rows, dim=1)
     kl = (q * (torch.log(q) + math.log(K))).sum(1).mean()
     distortion = -ln_f.mean()
-    loss = distortion + beta * G * G / (3 * S * S) * kl
+    return distortion + beta * G * G / (3 * S * S) * kl, distortion, kl, z, out
+
+
+def autocast_gradients(m, rgb, *pass_):
+    """Gradients of the same parameters by PyTorch's bf16 autocast."""
+    exact, m.dtype = m.p, torch.float32
+    m.p = {name: v.detach().float().requires_grad_() for name, v in exact.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = forward(m, rgb, *pass_)[0]
+    loss.backward()
+    rough, m.p, m.dtype = m.p, exact, torch.float64
+    return {name: v.grad.double() for name, v in rough.items()}
+
+
+def make(path, n, tau, beta, seed, step, **config):
+    m = Model(seed=seed, **config)
+    rgb = m.rng.integers(0, 256, (n, m.size, m.size, 3))
+    loss, distortion, kl, z, out = forward(m, rgb, tau, beta, step)
     loss.backward()
     tensors = {"rgb": rgb, "loss": np.array([loss.item(), distortion.item(), kl.item()]), "z": z.detach().numpy(),
                "out": out.detach().permute(0, 2, 3, 1).numpy()}
+    rough = autocast_gradients(m, rgb, tau, beta, step)
     for name, v in m.p.items():
         tensors["w." + name] = v.detach().numpy()
         tensors["g." + name] = v.grad.numpy()
+        tensors["auto." + name] = np.array([(rough[name] - v.grad).norm() / (v.grad.norm() or 1)])
     write(path, tensors)
 
 
