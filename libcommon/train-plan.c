@@ -119,7 +119,8 @@ static void plan_each(const struct plan *m)
 	       bytes[0][1], bytes[1][0], bytes[1][1]);
 }
 
-static void print_plan(const struct plan *m, const struct trainee *t, const struct ops *ops, struct dev *dev)
+static void print_plan(const struct plan *m, const struct trainee *t, const struct train_options *o, const struct ops *ops,
+                       struct dev *dev)
 {
 	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
 	                                          "averaged weights", "averages for products"};
@@ -135,6 +136,8 @@ static void print_plan(const struct plan *m, const struct trainee *t, const stru
 	plan_line("free on device", ops->memory(dev), about);
 	if (m->host)
 		plan_line("best weights on host", m->host, "for --patience");
+	if (o->ranks && o->ranks->c.size > 1)
+		plan_line("messages on host", ranks_message(t->params) * sizeof(float), "of each rank");
 }
 
 static int check_options(const struct trainee *t, const struct train_options *o, enum dtype type, struct error *e)
@@ -177,7 +180,7 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 	choose_storage(t, o);
 	make_plan(&m, t, ops->type(dev), o->patience > 0);
 	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
-		print_plan(&m, t, ops, dev);
+		print_plan(&m, t, o, ops, dev);
 	uint64_t room = ops->memory(dev);
 	if (m.total <= room)
 		return o->dry_run;
