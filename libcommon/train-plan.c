@@ -119,7 +119,8 @@ static void plan_each(const struct memory_plan *m)
 	       bytes[0][1], bytes[1][0], bytes[1][1]);
 }
 
-static void print_plan(const struct memory_plan *m, const struct trainee *t, const struct ops *ops, struct dev *dev)
+static void print_plan(const struct memory_plan *m, const struct trainee *t, const struct train_options *o,
+                       const struct ops *ops, struct dev *dev)
 {
 	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
 	                                          "averaged weights", "averages for products"};
@@ -137,6 +138,8 @@ static void print_plan(const struct memory_plan *m, const struct trainee *t, con
 		plan_line("start on host", t->init_bytes, "for a time, at most");
 	if (m->host)
 		plan_line("best weights on host", m->host, "for --patience");
+	if (o->ranks && o->ranks->c.size > 1)
+		plan_line("messages on host", ranks_message(t->params) * sizeof(float), "of each rank");
 }
 
 static int check_options(const struct trainee *t, const struct train_options *o, enum dtype type, struct error *e)
@@ -178,8 +181,8 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 		return -1;
 	choose_storage(t, o);
 	make_plan(&m, t, ops->type(dev), o->patience > 0);
-	if (o->dry_run)
-		print_plan(&m, t, ops, dev);
+	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
+		print_plan(&m, t, o, ops, dev);
 	uint64_t room = ops->memory(dev);
 	if (m.total <= room)
 		return o->dry_run;
