@@ -159,7 +159,7 @@ asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 FUZZ_CC  ?= clang
 FUZZ_SAN := address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 fuzz: $(TOOLS:%=$(BUILD)/bin/%) ## mutate the input of every reader, FUZZ_SECONDS each (60); needs clang, builds into build-fuzz/
-	$(MAKE) BUILD=build-fuzz CC=$(FUZZ_CC) OPT=-O1 ONEDNN=0 OPENMP=0 CUDA=0 SAN="-fsanitize=fuzzer-no-link,$(FUZZ_SAN)" fuzzers
+	$(MAKE) BUILD=build-fuzz CC=$(FUZZ_CC) OPT=-O1 ONEDNN=0 OPENMP=0 CUDA=0 MPI=0 SAN="-fsanitize=fuzzer-no-link,$(FUZZ_SAN)" fuzzers
 	BUILD=$(BUILD) sh tests/fuzz/run.sh
 fuzzers: $(FUZZ:%=$(BUILD)/fuzz/%)
 $(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/fuzz/fuzz*.c)) $(LIB)

@@ -63,7 +63,8 @@ seed_models() {
 		[ "$(wc -c <"$f")" -gt 65536 ] || cp "$f" "$corpus/model/$name"
 	done
 	cat >"$corpus/safetensors/small" <<-'END'
-	{"__metadata__":{"dalle.kind":"dvae","dalle.config":"{\"size\":8}","dalle.checksums":"{}"},"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}}
+	{"__metadata__":{"dalle.kind":"dvae","dalle.config":"{\"size\":8}","dalle.checksums":"{}"},
+	"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],"data_offsets":[8,10]}}
 	END
 	printf '\0000123456789' >>"$corpus/safetensors/small"
 	# Small models of each kind, without identity and checksums, which no mutation would fit.
@@ -72,7 +73,8 @@ seed_models() {
 	dalle-train -q -x tiny -n 1 -o "$TMPDIR/dalle" "$TMPDIR/tokens"
 	clip-train -q -x tiny -n 1 -o "$TMPDIR/clip" "$TMPDIR/tokens"
 	for kind in dvae dalle clip; do
-		header "$TMPDIR/$kind" | sed 's/"dalle.id":"[0-9a-f]*",*//; s/"dalle.checksums":"{[^}]*}",*//; s/,}/}/' >"$corpus/load/$kind"
+		header "$TMPDIR/$kind" | sed 's/"dalle.id":"[0-9a-f]*",*//; s/"dalle.checksums":"{[^}]*}",*//; s/,}/}/' \
+			>"$corpus/load/$kind"
 		cp "$corpus/load/$kind" "$corpus/safetensors/tiny-$kind"
 	done
 	for f in views.pt encoder-state.pkl encoder.pkl; do # data.pkl is the first file of the archive, from byte 64 to the next PK
@@ -93,8 +95,8 @@ seed_models() {
 	{
 		printf '\200\002ctorch.nn.modules.module\nModule\n)\201}(X\013\000\000\000_parametersccollections\nOrderedDict\n)R'
 		printf 'X\001\000\000\000wctorch._utils\n_rebuild_parameter\n'; tensor 0 Float '\0000'
-		printf '\211ccollections\nOrderedDict\n)R\207RsX\010\000\000\000_modules}X\001\000\000\000mctorch.nn.modules.module\nModule\n'
-		printf ')\201}X\010\000\000\000_buffers}X\001\000\000\000b'; tensor 3 Byte '\0010'; printf 'ssbsub.'
+		printf '\211ccollections\nOrderedDict\n)R\207RsX\010\000\000\000_modules}X\001\000\000\000m'
+		printf 'ctorch.nn.modules.module\nModule\n)\201}X\010\000\000\000_buffers}X\001\000\000\000b'; tensor 3 Byte '\0010'; printf 'ssbsub.'
 	} >"$TMPDIR/module"
 	for f in one several module; do
 		for container in 0 1 2 12; do # the last: three storages in the old one
@@ -102,10 +104,12 @@ seed_models() {
 		done
 	done
 	cat >"$corpus/config/dalle" <<-'END'
-	{"text_length":16,"text_vocab":256,"grid_w":4,"grid_h":4,"image_vocab":64,"layers":4,"width":32,"heads":2,"conv_k":3,"conv_centred":0,"mask":0,"logits_f32":true}
+	{"text_length":16,"text_vocab":256,"grid_w":4,"grid_h":4,"image_vocab":64,"layers":4,"width":32,"heads":2,
+	"conv_k":3,"conv_centred":0,"mask":0,"logits_f32":true}
 	END
 	cat >"$corpus/config/clip" <<-'END'
-	{"size":16,"patch":4,"image_width":16,"image_layers":1,"image_heads":2,"context":8,"vocabulary":300,"text_width":16,"text_layers":1,"text_heads":2,"embed":8,"exact_gelu":0,"closed":true}
+	{"size":16,"patch":4,"image_width":16,"image_layers":1,"image_heads":2,"context":8,"vocabulary":300,
+	"text_width":16,"text_layers":1,"text_heads":2,"embed":8,"exact_gelu":0,"closed":true}
 	END
 	cat >"$corpus/config/dvae" <<-'END'
 	{"size":16,"stem":1,"hidden":8,"initial":4,"groups":2,"blocks":1,"codes":64,"kernel":3,"post_gain":0.125}
@@ -165,6 +169,17 @@ seed_pictures() {
 	img-unpack -q --tar "$TMPDIR/pixels" | head -c 8192 >"$corpus/feed/ours"
 }
 
+# The dictionaries of a target: files of words that mutations put in.
+words() {
+	case $1 in
+	feed) set -- tar image ;;
+	frames) set -- stream frames ;;
+	load) set -- safetensors config ;;
+	model) set -- safetensors zip ;;
+	esac
+	for name; do [ ! -e "tests/fuzz/$name.dict" ] || cat "tests/fuzz/$name.dict"; done
+}
+
 targets=${*:-$(cd "$FUZZ/fuzz" && ls)}
 for t in $(cd "$FUZZ/fuzz" && ls); do mkdir -p "$corpus/$t"; done
 mkdir -p "$FUZZ/found"
@@ -176,11 +191,9 @@ seed_charts
 
 status=0
 for t in $targets; do
-	words=tests/fuzz/$t.dict past=tests/fuzz/past/$t
+	words "$t" >"$TMPDIR/dictionary"
 	set -- -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=5 -max_len=16384 -artifact_prefix="$FUZZ/found/$t-" \
-		-print_final_stats=1 "$corpus/$t"
-	[ ! -e "$words" ] || set -- -dict="$words" "$@"
-	[ ! -d "$past" ] || set -- "$@" "$past"
+		-dict="$TMPDIR/dictionary" "$corpus/$t"
 	if "$FUZZ/fuzz/$t" "$@" >"$FUZZ/$t.log" 2>&1; then
 		printf '%-12s %s\n' "$t" "$(grep 'DONE' "$FUZZ/$t.log" | sed 's/ exec.*rss/ rss/')"
 	else
