@@ -177,6 +177,7 @@ words() {
 	load) set -- safetensors config ;;
 	model) set -- safetensors zip ;;
 	esac
+	echo '# none may be empty'
 	for name; do [ ! -e "tests/fuzz/$name.dict" ] || cat "tests/fuzz/$name.dict"; done
 }
 
@@ -197,7 +198,8 @@ for t in $targets; do
 	if "$FUZZ/fuzz/$t" "$@" >"$FUZZ/$t.log" 2>&1; then
 		printf '%-12s %s\n' "$t" "$(grep 'DONE' "$FUZZ/$t.log" | sed 's/ exec.*rss/ rss/')"
 	else
-		printf '%-12s FOUND: %s\n' "$t" "$(grep -m 1 'ERROR\|runtime error\|does not hold' "$FUZZ/$t.log")"
+		why=$(grep -m 1 'ERROR\|runtime error\|does not hold' "$FUZZ/$t.log" || tail -n 1 "$FUZZ/$t.log")
+		printf '%-12s FOUND: %s\n' "$t" "$why"
 		status=1
 	fi
 done
