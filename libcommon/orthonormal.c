@@ -59,7 +59,7 @@ static float reflection(float *v, const float *x, size_t j, size_t n)
 	return (float)(2 / dot(v + j, v + j, n - j)); /* of v as it was rounded: orthogonal to rounding */
 }
 
-/* Column j of t: what reflection j, with factor tj, adds to those before it in the block at v, which begins with vector i. */
+/* Column j of t: what reflection j, with factor tj, adds to those before it in the block at v, whose first vector is i. */
 static void extend(float *t, const float *v, float tj, size_t j, size_t i, size_t n)
 {
 	double with[NB];

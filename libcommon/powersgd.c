@@ -1,5 +1,5 @@
-/* powersgd.c - see powersgd.h.  Three products, with G stored as it is (rows, cols), serve both orientations: left = E right^T,
- * right = left^T E, D = left right.  P is left and Q right; of a tall matrix it is the other way round. */
+/* powersgd.c - see powersgd.h.  Three products, with G stored as it is (rows, cols), serve both orientations:
+ * left = E right^T, right = left^T E, D = left right.  P is left and Q right; of a tall matrix it is the other way round. */
 #include "powersgd.h"
 
 #include <limits.h>

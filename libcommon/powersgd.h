@@ -1,7 +1,8 @@
 /* powersgd.h - sums of gradients over ranks by products of two thin matrices (recipe E.2; Vogels et al. 2019).
  *
- * Of every matrix G of a resblock (E5; convolutions as (out, in k k)) a rank keeps the error buffer E, which the gradient is
- * added to, and one fixed Gaussian Q, the same on all ranks, drawn from the seed once (I5).  An update (E10), sums over ranks:
+ * Of every matrix G of a resblock (E5; convolutions as (out, in k k)) a rank keeps the error buffer E, which the gradient
+ * is added to, and one fixed Gaussian Q, the same on all ranks, drawn from the seed once (I5).  An update (E10), with sums
+ * over ranks:
  *
  *	E += G                 when all of G is finite
  *	P = sum of E Q         (a, r), orthonormal columns by Householder reflections of P + eps
@@ -9,14 +10,14 @@
  *	D = P Q'^T             comes in G's place: about the sum of all E, of rank r
  *	E -= D / ranks
  *
- * so that the sum of E before is D and the sum of E after (K12): what is not sent now is sent later.  r is the smaller of the
- * rank asked for and G's shorter side; a matrix that is taller than wide is factored transposed, so that what is made
- * orthonormal is as short as can be (E8).  One message for all P of a resblock, one for all Q', then one in f32 for all rows
- * that are not compressed, with the flags of what was not finite.
+ * so that the sum of E before is D and the sum of E after (K12): what is not sent now is sent later.  r is the smaller of
+ * the rank asked for and G's shorter side; a matrix that is taller than wide is factored transposed, so that what is made
+ * orthonormal is as short as can be (E8).  One message for all P of a resblock, one for all Q', then one in f32 for all
+ * rows that are not compressed, with the flags of what was not finite.
  *
- * Not finite (E10 10 to 12).  A rank whose E or product is not finite sends zeros and raises a flag.  Where one was raised on
- * any rank, or a rank's G was not finite, all of D is infinite, so that params_grad_norm finds it and the update is
- * left out on all ranks.  E keeps what it has unless it is not finite itself: then it becomes 0.
+ * Not finite (E10 10 to 12).  A rank whose E or product is not finite sends zeros and raises a flag.  Where one was raised
+ * on any rank, or a rank's G was not finite, all of D is infinite, so that params_grad_norm finds it and the update is left
+ * out on all ranks.  Where it was raised, E keeps what it has unless it is not finite itself: then it becomes 0.
  *
  * DT_1_6_9: E, Q and the messages are in that format (D10), P and Q' multiplied by POWERSGD_P_SCALE and POWERSGD_Q_SCALE, P
  * once orthonormal as it is.  Values beyond the format's largest become it and are counted.
@@ -29,8 +30,8 @@
 #include "params.h"
 
 #define POWERSGD_EPS 1e-6f
-/* Not stated by the paper (J9).  P's elements are about sqrt(b) times those of E and Q's at most the gradient's norm: both are
- * kept far from 15.98, with 16 digits left below 1. */
+/* Not stated by the paper (J9).  P's elements are about sqrt(b) times those of E and Q's at most the gradient's norm: both
+ * are kept far from 15.98, with more than 15 digits left below. */
 #define POWERSGD_P_SCALE 0x1p-8f
 #define POWERSGD_Q_SCALE 0x1p-4f
 

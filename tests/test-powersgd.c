@@ -1,6 +1,6 @@
-/* test-powersgd.c - PowerSGD (recipe E.2): full rank gives the sum (K11), nothing is lost at any rank (K12), numbers that are
- * not finite, both number formats, checkpoints, another implementation's values (tests/golden/make_powersgd.py), and that
- * error feedback is what makes it converge.  Ranks are threads. */
+/* test-powersgd.c - PowerSGD (recipe E.2): full rank gives the sum (K11), nothing is lost at any rank (K12), numbers that
+ * are not finite, both number formats, checkpoints, another implementation's values (tests/golden/make_powersgd.py), and
+ * that error feedback is what makes it converge.  Ranks are threads. */
 #include "golden.h"
 
 #include <pthread.h>
@@ -181,8 +181,8 @@ static bool same_on_all(void)
 
 /* ---- K11, K12 ---- */
 
-/* Greatest |E before - D - E after| of matrix k, sums over ranks, in units of what rounding explains: of E after to its format,
- * half a step or 2^-10 of it in 16 bits, and of f32 sums. */
+/* Greatest |E before - D - E after| of matrix k, sums over ranks, in units of what rounding explains: of E after to its
+ * format, half a step or 2^-10 of it in 16 bits, and of f32 sums. */
 static double lost(const struct sums *x, int k)
 {
 	double most = 0;
@@ -442,8 +442,8 @@ static void check_saturation(void)
 	CHECK(ranks[0].s.saturated == 0, "gradients of 1 do not saturate");
 	draw_gradients(1, 12);
 	on_all(run_sum);
-	CHECK(ranks[0].s.saturated > 0 && isfinite(((float *)ranks[0].s.m[TALL].row->g)[0]), "gradients of 12: %d values are clamped",
-	      (int)ranks[0].s.saturated);
+	CHECK(ranks[0].s.saturated > 0 && isfinite(((float *)ranks[0].s.m[TALL].row->g)[0]),
+	      "gradients of 12: %d values are clamped", (int)ranks[0].s.saturated);
 	stop();
 }
 
@@ -509,7 +509,8 @@ static void check_start(void)
 	/* By hand: E 13 33 + 40 12 + 25 + 50 36 + 9 + 6; P 2 (13 + 12 + 5 + 36) + 1 + 1, Q 2 (33 + 40 + 5 + 50) + 9 + 6; rest
 	 * 35 + 17 + 17 + 55 and the flags; scratch: two of 50 36, left 50 2, right 36 2, reflections 2 36 + 32 32 + 32 2. */
 	uint64_t bytes = 2 * (2749 + 134 + 2 * 271) + 4 * (124 + 12 + 2 * 1800 + 100 + 72 + 72 + 1024 + 64);
-	CHECK(powersgd_bytes(&ranks[0].p, &how) == bytes, "memory: %d, expected %d", (int)powersgd_bytes(&ranks[0].p, &how), (int)bytes);
+	CHECK(powersgd_bytes(&ranks[0].p, &how) == bytes, "memory: %d, expected %d", (int)powersgd_bytes(&ranks[0].p, &how),
+	      (int)bytes);
 	CHECK(powersgd_start(&s, &ranks[0].p, &none, &e) == -1 && e.status == STATUS_USAGE, "%s", e.text);
 	stop();
 }
@@ -615,7 +616,8 @@ static void check_convergence(void)
 {
 	for (enum dtype type = DT_F32; type <= DT_1_6_9; type += DT_1_6_9 - DT_F32) {
 		double with = descend(true, type), without = descend(false, type);
-		CHECK(with < (type == DT_F32 ? 0.001 : 0.1) && without > 1, "%s: distance %.3g with error feedback, %.3g without", dtype_name(type), with, without);
+		CHECK(with < (type == DT_F32 ? 0.001 : 0.1) && without > 1, "%s: distance %.3g with error feedback, %.3g without",
+		      dtype_name(type), with, without);
 	}
 }
 
