@@ -1,5 +1,5 @@
 # Makefile - build, test, install.  `make help` lists the targets.
-# Forcing a probe: make ONEDNN=0, make OPENMP=0, make CUDA=0.  Sanitizers: make asan.
+# Forcing a probe: make ONEDNN=0, make OPENMP=0, make CUDA=0, make MPI=0.  Sanitizers: make asan.
 
 VERSION  := $(shell sed -n 's/.*DALLE_VERSION "\(.*\)"/\1/p' libcommon/util.h)
 PREFIX   ?= /usr/local
@@ -19,6 +19,8 @@ OPENMP ?= $(call probe,$(H) <omp.h>\nint main(void){return omp_get_max_threads()
 JPEG   ?= $(call probe,$(H) <stdio.h>\n$(H) <jpeglib.h>\nint main(void){return !jpeg_std_error(0);},-ljpeg)
 NVCC   ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA   ?= $(if $(NVCC),1,0)
+MPICC  ?= mpicc
+MPI    ?= $(shell printf '\043include <mpi.h>\nint main(void){return MPI_Init(0,0);}' | $(MPICC) -x c - -o /dev/null >/dev/null 2>&1 && echo 1 || echo 0)
 HAVE_ZSTD := $(call probe,$(H) <zstd.h>\nint main(void){return !ZSTD_versionNumber();},-lzstd)
 HAVE_PNG  := $(call probe,$(H) <png.h>\n$(H) <zlib.h>\nint main(void){return !png_access_version_number() || !zlibVersion();},-lpng -lz)
 HAVE_JSON := $(call probe,$(H) <jansson.h>\nint main(void){return !json_object();},-ljansson)
@@ -34,6 +36,7 @@ $(call say,libjpeg (JPEG input$(,) optional),$(JPEG))
 $(call say,OpenMP  (threads$(,) optional),$(OPENMP))
 $(call say,oneDNN  (fast CPU products$(,) optional),$(ONEDNN))
 $(call say,nvcc    (NVIDIA GPUs$(,) optional),$(CUDA))
+$(call say,mpicc   (training with several ranks$(,) optional),$(MPI))
 ifneq ($(HAVE_ZSTD)$(HAVE_PNG)$(HAVE_JSON)$(HAVE_XXH),1111)
 $(error a required library is missing; on Debian: apt-get install libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev libdnnl-dev)
 endif
@@ -56,6 +59,7 @@ TOOLS    := $(sort $(basename $(notdir $(wildcard tools/*.c))))
 EXAMPLES := $(sort $(basename $(notdir $(wildcard examples/*.c))))
 TESTS    := $(sort $(basename $(notdir $(wildcard tests/*.c))))
 LIB_SRC  := $(wildcard libcommon/*.c) $(wildcard kernels/*.c)
+LIB_SRC  := $(filter-out libcommon/comm-mpi.c,$(LIB_SRC))
 ifneq ($(ONEDNN),1)
 LIB_SRC  := $(filter-out kernels/dnnl.c,$(LIB_SRC))
 endif
@@ -64,7 +68,9 @@ LIB      := $(BUILD)/libdalle.a
 MAN      := $(wildcard man/*.[157])
 
 PLUGIN   := dalle-cuda.so
-all: $(TOOLS:%=$(BUILD)/bin/%) $(EXAMPLES:%=$(BUILD)/examples/%) $(if $(filter 1,$(CUDA)),cuda) ## build every program (the default)
+RANKS    := dalle-mpi.so
+PLUGINS  := $(if $(filter 1,$(CUDA)),$(PLUGIN)) $(if $(filter 1,$(MPI)),$(RANKS))
+all: $(TOOLS:%=$(BUILD)/bin/%) $(EXAMPLES:%=$(BUILD)/examples/%) $(PLUGINS:%=$(BUILD)/lib/dalle-tools/%) ## build every program (the default)
 
 # Flags are remembered: a change of them rebuilds.
 $(BUILD)/flags: FORCE
@@ -88,6 +94,11 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIB)
 	$(link)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
 	$(link)
+
+# ---- the plugin for ranks ----
+$(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcommon/util.h kernels/convert.h kernels/ops.h $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(MPICC) -std=gnu11 $(OPT) $(CFLAGS) $(WARN) -D_GNU_SOURCE $(CPPFLAGS) -fPIC -fvisibility=hidden -shared $< -o $@
 
 # ---- the CUDA plugin: each source once per element type; no program links to it ----
 CU_TYPED := elem norm loss gemm matmul conv attn
@@ -146,7 +157,7 @@ asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 install: all ## install programs and man pages under PREFIX (and DESTDIR)
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(PREFIX)/share/dalle-tools
 	install -m 755 $(TOOLS:%=$(BUILD)/bin/%) $(DESTDIR)$(bindir)
-	$(if $(filter 1,$(CUDA)),install -D -m 755 $(BUILD)/lib/dalle-tools/$(PLUGIN) $(DESTDIR)$(PREFIX)/lib/dalle-tools/$(PLUGIN))
+	for p in $(PLUGINS); do install -D -m 755 $(BUILD)/lib/dalle-tools/$$p $(DESTDIR)$(PREFIX)/lib/dalle-tools/$$p; done
 	install -m 644 libcommon/stream.proto $(DESTDIR)$(PREFIX)/share/dalle-tools
 	for m in $(MAN); do install -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/}; done
 uninstall: ## remove what install put there

@@ -80,6 +80,7 @@ struct contrast {
 	float *row_lse, *col_lse;
 	double *row_ds; /* per row: sum of d loss / d logit * logit */
 	float gain;     /* exp(s) */
+	float scale;    /* of the gradients */
 	int B;
 };
 
@@ -133,7 +134,7 @@ static void contrast_row_bwd(const struct contrast *c, float *dsim, int i)
 	for (int j = 0; j < c->B; j++) {
 		float l = c->gain * x[j], g = 0;
 		if (counts(c, i, j))
-			g = (expf(l - c->row_lse[i]) + expf(l - c->col_lse[j]) - (i == j ? 2.0f : 0.0f)) / (2.0f * c->B);
+			g = (expf(l - c->row_lse[i]) + expf(l - c->col_lse[j]) - (i == j ? 2.0f : 0.0f)) / (2.0f * c->B) * c->scale;
 		ds += (double)g * l;
 		if (dsim)
 			dsim[(size_t)i * c->B + j] = g * c->gain;
@@ -168,10 +169,10 @@ static void contrast_run(struct dev *d, const struct contrast *c, float *loss, f
 }
 
 void cpu_clip_xent(struct dev *d, float *loss, float *dsim, float *ds, const float *sim, const float *s,
-                   const int32_t *group, int B)
+                   const int32_t *group, int B, float scale)
 {
 	struct scratch_mark mark = cpu_scratch_begin(d);
-	struct contrast c = {.sim = sim, .group = group, .gain = expf(*s), .B = B};
+	struct contrast c = {.sim = sim, .group = group, .gain = expf(*s), .scale = scale, .B = B};
 	c.row_lse = cpu_scratch(d, "clip_xent", B * sizeof(float));
 	c.col_lse = cpu_scratch(d, "clip_xent", B * sizeof(float));
 	c.row_ds = cpu_scratch(d, "clip_xent", B * sizeof(double));

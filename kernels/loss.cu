@@ -106,7 +106,7 @@ KERNEL contrast_lse_kernel(float *lse, const float *sim, const float *s, const i
 
 /* Row i of dsim, and its share of ds. */
 KERNEL contrast_bwd_kernel(float *dsim, double *row_ds, const float *lse, const float *sim, const float *s,
-                           const int32_t *group, int B)
+                           const int32_t *group, int B, float scale)
 {
 	double *room = (double *)SHARED, ds = 0;
 	int i = (int)blockIdx.x;
@@ -114,7 +114,7 @@ KERNEL contrast_bwd_kernel(float *dsim, double *row_ds, const float *lse, const 
 	for (int j = (int)threadIdx.x; j < B; j += ROW_THREADS) {
 		float l = gain * sim[(size_t)i * B + j], g = 0;
 		if (counts(group, i, j))
-			g = (expf(l - lse[i]) + expf(l - lse[B + j]) - (i == j ? 2.0f : 0.0f)) / (2.0f * B);
+			g = (expf(l - lse[i]) + expf(l - lse[B + j]) - (i == j ? 2.0f : 0.0f)) / (2.0f * B) * scale;
 		ds += (double)g * l;
 		if (dsim)
 			dsim[(size_t)i * B + j] = g * gain;
@@ -143,7 +143,8 @@ KERNEL contrast_total_kernel(float *loss, float *ds, const float *lse, const dou
 		*ds = (float)total;
 }
 
-void clip_xent(struct dev *d, float *loss, float *dsim, float *ds, const float *sim, const float *s, const int32_t *group, int B)
+void clip_xent(struct dev *d, float *loss, float *dsim, float *ds, const float *sim, const float *s, const int32_t *group, int B,
+               float scale)
 {
 	float *lse = (float *)cuda_scratch(d, 2 * (size_t)B * sizeof *lse);
 	double *row_ds = (double *)cuda_scratch(d, (size_t)B * sizeof *row_ds);
@@ -151,7 +152,7 @@ void clip_xent(struct dev *d, float *loss, float *dsim, float *ds, const float *
 	if (!lse || !row_ds)
 		return;
 	launch(d, contrast_lse_kernel, dim3(2 * (unsigned)B), dim3(ROW_THREADS), room, lse, sim, s, group, B);
-	launch(d, contrast_bwd_kernel, dim3((unsigned)B), dim3(ROW_THREADS), room, dsim, row_ds, lse, sim, s, group, B);
+	launch(d, contrast_bwd_kernel, dim3((unsigned)B), dim3(ROW_THREADS), room, dsim, row_ds, lse, sim, s, group, B, scale);
 	launch(d, contrast_total_kernel, dim3(1), dim3(ROW_THREADS), room, loss, ds, lse, row_ds, sim, s, B);
 }
 

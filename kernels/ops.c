@@ -1,7 +1,5 @@
-/* ops.c - finding a backend by name.  The CPU is built in; CUDA is a plugin, dalle-cuda.so, that
- * exports one function, `const struct ops *dalle_cuda_ops(void)`.  It is looked for in the
- * folders of the environment variable DALLE_PLUGINS (colon-separated), or, when that is not
- * set, in ../lib/dalle-tools beside the program's folder and in the program's own folder; then only where
+/* ops.c - finding a backend by name.  The CPU is built in; CUDA is a plugin (plugin.h), dalle-cuda.so, that
+ * exports one function, `const struct ops *dalle_cuda_ops(void)`.  Unless DALLE_PLUGINS is set it is loaded only where
  * NVIDIA's driver is, for the plugin's libraries take long to load.  It
  * must have the same ABI number and table size as this build and leave no entry empty. */
 #include "ops.h"
@@ -12,30 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "entries.h"
+#include "plugin.h"
 
 #define PLUGIN "dalle-cuda.so"
 #define DRIVER "libcuda.so.1"
 #define PLUGIN_SYMBOL "dalle_cuda_ops"
-
-/* The program's own folder, "" when unknown. */
-static void program_folder(char *out, size_t n)
-{
-	ssize_t len = readlink("/proc/self/exe", out, n - 1);
-	out[len > 0 ? len : 0] = 0;
-	char *slash = strrchr(out, '/');
-	if (slash)
-		*slash = 0;
-}
-
-static void default_folders(char *out, size_t n)
-{
-	char folder[PATH_MAX];
-	program_folder(folder, sizeof folder);
-	snprintf(out, n, "%s/../lib/dalle-tools:%s", folder, folder);
-}
 
 static bool driver_present(void)
 {
@@ -43,35 +24,6 @@ static bool driver_present(void)
 	if (driver)
 		dlclose(driver);
 	return driver != NULL;
-}
-
-/* Open the first plugin file that exists; NULL with err when there is none or it does not load. */
-static void *plugin_open(char *err, size_t n)
-{
-	char folders[3 * PATH_MAX], path[PATH_MAX];
-	const char *set = getenv("DALLE_PLUGINS");
-	if (set)
-		snprintf(folders, sizeof folders, "%s", set);
-	else
-		default_folders(folders, sizeof folders);
-	char *rest = folders;
-	for (char *folder; (folder = strsep(&rest, ":"));) {
-		if (!folder[0] || snprintf(path, sizeof path, "%s/" PLUGIN, folder) >= (int)sizeof path)
-			continue;
-		if (access(path, F_OK))
-			continue;
-		if (!set && !driver_present()) {
-			snprintf(err, n, "no NVIDIA driver (" DRIVER ")");
-			return NULL;
-		}
-		void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-		if (!so)
-			snprintf(err, n, "%s", dlerror());
-		return so;
-	}
-	snprintf(err, n, "no CUDA backend is installed (no " PLUGIN " in %s)",
-		 set ? set : "../lib/dalle-tools beside the program");
-	return NULL;
 }
 
 /* The name of the first empty entry, or NULL. */
@@ -98,18 +50,19 @@ static bool plugin_fits(const struct ops *o, char *err, size_t n)
 	return !name;
 }
 
-/* Never unloaded: the driver's threads outlive any close. */
 static const struct ops *cuda_ops(char *err, size_t n)
 {
 	const struct ops *(*get)(void);
-	void *so = plugin_open(err, n);
-	if (!so)
+	char path[PATH_MAX];
+	if (plugin_find(PLUGIN, "CUDA backend", path, sizeof path, err, n))
 		return NULL;
-	*(void **)&get = dlsym(so, PLUGIN_SYMBOL);
-	if (!get) {
-		snprintf(err, n, PLUGIN ": symbol " PLUGIN_SYMBOL " is missing");
+	if (!getenv("DALLE_PLUGINS") && !driver_present()) {
+		snprintf(err, n, "no NVIDIA driver (" DRIVER ")");
 		return NULL;
 	}
+	*(void **)&get = plugin_symbol(path, PLUGIN_SYMBOL, err, n);
+	if (!get)
+		return NULL;
 	const struct ops *o = get();
 	return plugin_fits(o, err, n) ? o : NULL;
 }

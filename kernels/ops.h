@@ -1,6 +1,6 @@
 /* ops.h - everything the models may ask of a device: one struct of functions, filled by the
  * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  Beside it libcommon sees
- * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats).
+ * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats), and plugin.h.
  *
  * Conventions
  *   - Tensors are plain device pointers, dense, row-major; sizes are counts, not bytes.
@@ -24,7 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 1
+#define OPS_ABI 2
 
 /* The last two hold Adam's moments only (recipe D10): sign, exponent and significand of 1, 6 and 9 bits, and of 0, 6
  * and 10; convert.h has their values. */
@@ -241,9 +241,10 @@ struct ops {
 	             float scale, int flags);
 	/* Symmetric contrastive loss (H1) on sim[B,B] = image . text^T (cosines), logits = exp(s) sim:
 	 * loss[0] = mean over rows and columns of cross-entropy with the diagonal as target.  Pairs i != j with
-	 * group[i] == group[j] (equal captions) are left out of both softmaxes.  dsim[B,B], ds[1] written. */
+	 * group[i] == group[j] (equal captions) are left out of both softmaxes.  dsim[B,B], ds[1] = scale * the loss's
+	 * gradient, written. */
 	void (*clip_xent)(struct dev *d, float *loss, float *dsim, float *ds, const float *sim, const float *s /*[1]*/,
-	                  const int32_t *group, int B);
+	                  const int32_t *group, int B, float scale);
 	/* y = x / |x| per row, rnorm[rows] = 1/|x|; dx written. */
 	void (*l2_fwd)(struct dev *d, float *y, float *rnorm, const float *x, size_t rows, int C);
 	void (*l2_bwd)(struct dev *d, float *dx, const float *dy, const float *y, const float *rnorm, size_t rows, int C);

@@ -626,9 +626,9 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 	return 0;
 }
 
-/* Forward of both towers and the loss; dsim and ds are ready for the backward. */
+/* Forward of both towers and the loss; dsim and ds, divided by `parts`, are ready for the backward. */
 static int contrast(struct clip_trainer *t, const struct record *const *batch, int n, uint64_t index, bool training,
-                    float *loss, struct error *e)
+                    int parts, float *loss, struct error *e)
 {
 	struct clip *m = t->model;
 	struct clip_buffers *b = m->buf;
@@ -643,7 +643,7 @@ static int contrast(struct clip_trainer *t, const struct record *const *batch, i
 		return -1;
 	m->ops->put(m->dev, b->group, t->group, (size_t)n * 4);
 	m->ops->linear_fwd(m->dev, b->sim, b->image.unit, b->text.unit, NULL, (size_t)n, (int)m->config.embed, n, OP_F32);
-	m->ops->clip_xent(m->dev, b->loss, b->dsim, b->ds, b->sim, m->scale->w, b->group, n);
+	m->ops->clip_xent(m->dev, b->loss, b->dsim, b->ds, b->sim, m->scale->w, b->group, n, 1.0f / (float)parts);
 	m->ops->get(m->dev, loss, b->loss, 4);
 	return device_check(m->ops, m->dev, e);
 }
@@ -668,10 +668,9 @@ static int train_step(void *self, const struct train_step *s, const struct recor
 	struct clip *m = t->model;
 	struct clip_buffers *b = m->buf;
 	int E = (int)m->config.embed;
-	float loss, ds, scale = clamp_scale(m);
-	if (s->parts > 1)
-		return fail(e, STATUS_USAGE, "--accumulate would change the contrastive loss: use a larger --batch");
-	if (contrast(t, batch, n, (uint64_t)s->step * (uint64_t)m->batch, true, &loss, e))
+	float loss, ds, sum, scale = clamp_scale(m);
+	uint64_t place = ((uint64_t)s->step * (uint64_t)s->parts + (uint64_t)s->part) * (uint64_t)m->batch;
+	if (contrast(t, batch, n, place, true, s->parts, &loss, e))
 		return -1;
 	/* sim = I T^t: the text matrix stands where a linear has its weights. */
 	m->ops->zero(m->dev, b->text.dunit, (size_t)n * (size_t)E * 4);
@@ -680,7 +679,9 @@ static int train_step(void *self, const struct train_step *s, const struct recor
 	image_backward(m, n);
 	text_backward(m, n);
 	m->ops->get(m->dev, &ds, b->ds, sizeof ds);
-	m->ops->put(m->dev, m->scale->g, &ds, sizeof ds);
+	m->ops->get(m->dev, &sum, m->scale->g, sizeof sum);
+	sum += ds;
+	m->ops->put(m->dev, m->scale->g, &sum, sizeof sum);
 	metrics_set(out, "loss", loss);
 	metrics_set(out, "temperature", exp(-scale));
 	return device_check(m->ops, m->dev, e);
@@ -691,7 +692,7 @@ static int evaluate(void *self, const struct train_step *s, const struct record 
                     struct error *e)
 {
 	float loss;
-	if (contrast(self, batch, n, 0, false, &loss, e))
+	if (contrast(self, batch, n, 0, false, 1, &loss, e))
 		return -1;
 	metrics_set(sums, "loss", (double)loss * n);
 	return 0;

@@ -124,6 +124,35 @@ static void test_golden(int precision, double bound, double gradient_bound)
 	device_close(ops, dev);
 }
 
+/* A batch as both halves of an update gives the gradients that it gives alone. */
+static void check_parts(struct clip_trainer *t, const struct trainee *trainee, const struct record *const *batch)
+{
+	struct error e = {0};
+	struct params *p = trainee->params;
+	struct metrics metrics = {0};
+	struct train_step step = {.steps = 1, .seed = 1, .parts = 1};
+	float *sums[2] = {mem_zero(p->total, sizeof(float), &e), mem_zero(p->total, sizeof(float), &e)};
+	t->max_shift = 0;
+	for (step.parts = 1; step.parts <= 2 && sums[0] && sums[1]; step.parts++) {
+		params_zero_grad(p);
+		for (step.part = 0; step.part < step.parts; step.part++)
+			CHECK(trainee->step(trainee->model, &step, batch, BATCH, &metrics, &e) == 0, "step: %s", e.text);
+		CHECK(params_to_host(sums[step.parts - 1], p, BLOCK_G, &e) == 0, "%s", e.text);
+	}
+	double far = 0, all = 0;
+	for (int i = 0; i < p->count; i++) {
+		double off = 0, size = 0;
+		for (size_t k = p->rows[i].at; k < p->rows[i].at + p->rows[i].n; k++) {
+			off += pow((double)sums[1][k] - (double)sums[0][k], 2);
+			size += pow((double)sums[0][k], 2);
+		}
+		CHECK(sqrt(off) <= 1e-5 * sqrt(size), "%s: two halves differ by %g of %g", p->rows[i].name, sqrt(off), sqrt(size));
+		far += off, all += size;
+	}
+	CHECK(all > 0 && sqrt(far / all) < 1e-6, "two halves differ by %g", sqrt(far / all));
+	free(sums[0]), free(sums[1]);
+}
+
 /* H2 and H6: the temperature's start and bound, the optimizer, the schedule. */
 static void test_recipe(void)
 {
@@ -157,6 +186,9 @@ static void test_recipe(void)
 	ops->get(dev, &s, m.scale->w, sizeof s);
 	CHECK(fabsf(s - 4.6052f) < 1e-4f && fabs(metrics_get(&metrics, "temperature") - 0.01) < 1e-6, "logits are scaled by 100 at most: %g",
 	      exp((double)s));
+	s = 2.6593f;
+	ops->put(dev, m.scale->w, &s, sizeof s);
+	check_parts(&t, &trainee, batch);
 	step.step = 999;
 	CHECK(fabs(trainee.lr(&t, &step) - 2.5e-4) < 1e-9, "half of the warm-up: %g", trainee.lr(&t, &step));
 	step.step = 2000;

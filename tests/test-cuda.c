@@ -484,7 +484,7 @@ static void check_contrast(int B, bool grouped)
 {
 	struct pair sim = pair_of(DT_F32, (size_t)B * B, -1, 1), scale = pair_of(DT_F32, 1, 1, 2), group = pair_range(B, 0, B / 2);
 	struct pair loss = pair_output(DT_F32, 1), dsim = pair_output(DT_F32, (size_t)B * B), ds = pair_output(DT_F32, 1);
-	EACH_SIDE(o->clip_xent(d, loss.p[s], dsim.p[s], ds.p[s], sim.p[s], scale.p[s], grouped ? group.p[s] : NULL, B));
+	EACH_SIDE(o->clip_xent(d, loss.p[s], dsim.p[s], ds.p[s], sim.p[s], scale.p[s], grouped ? group.p[s] : NULL, B, 0.25f));
 	same(&loss, 2, "clip_xent"), same(&dsim, 3, "clip_xent dsim"), same(&ds, 5, "clip_xent ds");
 	FREE(&sim, &scale, &group, &loss, &dsim, &ds);
 }

@@ -370,18 +370,18 @@ static void check_clip(int B, int grouped)
 		group[i] = i * i % 7;
 	struct xent c = {1, B, grouped ? group : NULL};
 	int32_t *device = grouped ? ints_put(group, B) : NULL;
-	double *x = must(calloc((B * B + 1), sizeof *x)), *want = must(calloc((B * B + 1), sizeof *want)), one = 1, value;
+	double *x = must(calloc((B * B + 1), sizeof *x)), *want = must(calloc((B * B + 1), sizeof *want)), quarter = 0.25, value;
 	memcpy(x, sim.v, B * B * sizeof *x);
 	x[B * B] = s.v[0];
 	naive_clip(&value, x, &c);
-	ops->clip_xent(dev, loss.p, dsim.p, ds.p, sim.p, s.p, device, B);
+	ops->clip_xent(dev, loss.p, dsim.p, ds.p, sim.p, s.p, device, B, 0.25f);
 	near(&loss, &value, B == 1 ? 1 : 2e-6, "clip_xent loss");
-	differences(want, naive_clip, x, B * B + 1, &one, 1, &c);
+	differences(want, naive_clip, x, B * B + 1, &quarter, 1, &c);
 	if (B > 1) {
 		near(&dsim, want, 5e-6, "clip_xent dsim");
 		near(&ds, want + B * B, 1e-5, "clip_xent ds");
 	}
-	ops->clip_xent(dev, loss.p, NULL, NULL, sim.p, s.p, device, B);
+	ops->clip_xent(dev, loss.p, NULL, NULL, sim.p, s.p, device, B, 1);
 	if (device)
 		ops->release(dev, device);
 	tensor_free(&sim), tensor_free(&s), tensor_free(&loss), tensor_free(&dsim), tensor_free(&ds);

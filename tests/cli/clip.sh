@@ -135,6 +135,5 @@ refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix
 refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix
 refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix
 refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix
-refused 2 '--accumulate' clip-train -q -x tiny -n 1 --accumulate 2 all.pix
 refused 2 'preset' clip-train -x nonsense -n 1 all.pix
 exit $failed
