@@ -106,7 +106,7 @@ static void cut_block(struct powersgd *s, const struct sizes *z)
 			continue;
 		struct powersgd_matrix *m = &s->m[k++];
 		*m = describe(&s->params->rows[i], s->how.rank);
-		m->error = error, m->fixed = fixed, m->p = p, m->q = q;
+		m->error = s->errors.at[i] = error, m->fixed = fixed, m->p = p, m->q = q;
 		error += m->row->n * each, fixed += q_size(m) * each, p += p_size(m) * each, q += q_size(m) * each;
 	}
 }
@@ -122,6 +122,8 @@ static int take_memory(struct powersgd *s, struct error *e)
 	s->count = z.count;
 	s->rest = z.rest;
 	s->m = mem_zero((size_t)z.count + 1, sizeof *s->m, e);
+	s->errors.type = s->how.type;
+	s->errors.at = mem_zero((size_t)s->params->count + 1, sizeof *s->errors.at, e);
 	s->block = device_alloc(cpu_ops(), s->dev, dtype_bytes(s->how.type) * (uint64_t)(z.error + z.p + 2 * z.q + 1),
 	                        "PowerSGD's error buffers", e);
 	s->message = take(s, z.rest + 2 * (size_t)z.count, "PowerSGD's message", e);
@@ -130,7 +132,7 @@ static int take_memory(struct powersgd *s, struct error *e)
 	s->left = take(s, z.left, "PowerSGD's factors", e);
 	s->right = take(s, z.right, "PowerSGD's factors", e);
 	s->scratch = take(s, z.scratch, "PowerSGD's reflections", e);
-	if (!s->m || !s->block || !s->message || !s->x || !s->y || !s->left || !s->right || !s->scratch)
+	if (!s->m || !s->errors.at || !s->block || !s->message || !s->x || !s->y || !s->left || !s->right || !s->scratch)
 		return -1;
 	cut_block(s, &z);
 	return 0;
@@ -262,6 +264,7 @@ void powersgd_free(struct powersgd *s)
 			cpu_ops()->release(s->dev, taken[i]);
 	device_close(cpu_ops(), s->dev);
 	free(s->m);
+	free(s->errors.at);
 	*s = (struct powersgd){0};
 }
 

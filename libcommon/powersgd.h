@@ -27,7 +27,7 @@
 #define POWERSGD_H
 
 #include "comm.h"
-#include "params.h"
+#include "weights.h"
 
 #define POWERSGD_EPS 1e-6f
 /* Not stated by the paper (J9).  P's elements are about sqrt(b) times those of E and Q's at most the gradient's norm: both
@@ -59,6 +59,7 @@ struct powersgd {
 	struct dev *dev;               /* a CPU, f32 */
 	struct powersgd_matrix *m;     /* (count), those of one resblock side by side, their p and q too */
 	int count;
+	struct kept_rows errors;       /* every E, for model files */
 	void *block;                   /* every matrix's error, fixed, p, q */
 	size_t rest;                   /* elements of rows that are not compressed */
 	float *message;                /* (rest + 2 count): they, then the flags: G, P or Q' not finite */
@@ -77,9 +78,9 @@ void powersgd_free(struct powersgd *s); /* back to zero */
  * the factors get and put on D again.  0 or -1. */
 int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e);
 
-/* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_gather, one writes `error` of every
- * matrix, then every rank calls powersgd_spread with the number of ranks, or after reading the file back: each E is
- * then the sum divided by it. */
+/* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_gather, one writes `errors`, then every
+ * rank calls powersgd_spread with the number of ranks, as it does after reading them back: each E is then the sum divided
+ * by it, whether a run goes on or is resumed, maybe by another number of ranks. */
 int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e);
 void powersgd_spread(struct powersgd *s, int ranks);
 

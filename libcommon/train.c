@@ -87,7 +87,7 @@ static int update(struct train_run *r, struct error *e)
 	struct train_step s = {r->step, r->steps, (uint64_t)r->o->seed, 0, (int)r->o->accumulate};
 	struct metrics m = {0};
 	double norm;
-	if (accumulate(r, &s, &m, e) || params_grad_norm(r->p, &norm, e))
+	if (accumulate(r, &s, &m, e) || (r->o->powersgd.rank && train_powersgd_sum(r, &m, e)) || params_grad_norm(r->p, &norm, e))
 		return -1;
 	double loss = metrics_get(&m, "loss"), lr = t->lr(t->model, &s) * train_plateau_factor(r);
 	if (isfinite(loss) && isfinite(norm))
@@ -293,7 +293,7 @@ static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;
-	int found = start_scales(r, e) ? -1 : train_resume(r, e);
+	int found = start_scales(r, e) || train_powersgd_start(r, e) ? -1 : train_resume(r, e);
 	if (found == 0 && start_weights(r, e))
 		return -1;
 	r->first_step = r->step;
@@ -331,11 +331,13 @@ static void release(struct train_run *r)
 	json_decref(r->lineage);
 	free(r->batch);
 	free(r->best.host);
+	powersgd_free(&r->powersgd);
 }
 
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e)
 {
-	struct train_run r = {.t = t, .o = o, .p = t->params, .data = data, .lock = -1, .saved_step = -1};
+	struct ranks alone = {.c = {.size = 1}};
+	struct train_run r = {.ranks = &alone, .t = t, .o = o, .p = t->params, .data = data, .lock = -1, .saved_step = -1};
 	if (o->dry_run) /* a trainer that did not plan before */
 		return train_plan(t, o, t->params->ops, t->params->dev, e) < 0 ? e->status : STATUS_OK;
 	signals_defer();
