@@ -88,7 +88,7 @@ static int64_t quota_memory(const char *folder)
 	return limit < 0 || used < 0 ? -1 : limit > used ? limit - used : 0;
 }
 
-static int usable_threads(void)
+int cpu_usable_threads(void)
 {
 	cpu_set_t set;
 	int n = (int)sysconf(_SC_NPROCESSORS_ONLN);
@@ -171,7 +171,7 @@ struct dev *cpu_open(int index, enum dtype t, int threads, char *err, size_t n)
 		return NULL;
 	}
 	d->type = t;
-	d->threads = threads > 0 ? threads : usable_threads();
+	d->threads = threads > 0 ? threads : cpu_usable_threads();
 #ifndef _OPENMP
 	d->threads = 1; /* whatever was asked for */
 #endif

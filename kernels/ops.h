@@ -293,5 +293,7 @@ struct ops {
  * err: unknown name, or CUDA asked for and not usable.  "auto" takes CUDA when there is one. */
 const struct ops *ops_find(const char *name, int *index, char *err, size_t n);
 const struct ops *cpu_ops(void);
+/* Threads that this process may use, by its processors, its cgroup's quota and OMP_NUM_THREADS. */
+int cpu_usable_threads(void);
 
 #endif

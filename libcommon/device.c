@@ -47,6 +47,8 @@ int device_open(const struct run_options *r, const struct ops **ops, struct dev 
 	if (!known_name(r->device))
 		return fail(e, STATUS_USAGE, "device '%s' is unknown, expected auto, cpu, cuda or cuda:N", r->device);
 	*ops = ops_find(r->device, &index, text, sizeof text);
+	if (*ops && !strchr(r->device, ':') && (*ops)->count() > 0)
+		index = r->gpu % (*ops)->count();
 	if (*ops)
 		*dev = open_typed(*ops, index, r, text, sizeof text);
 	if (strcmp(r->device, "auto") == 0 && (!*dev || text[0])) {

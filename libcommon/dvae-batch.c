@@ -66,6 +66,23 @@ int code_use_add(struct code_use *u, struct dvae *d, int n, struct error *e)
 	return 0;
 }
 
+int code_use_sum(struct code_use *u, struct comm *c, struct error *e)
+{
+	size_t n = (size_t)u->K;
+	double *x = mem_alloc(n + 1, sizeof *x, e);
+	if (!x)
+		return -1;
+	for (size_t k = 0; k < n; k++)
+		x[k] = u->count[k];
+	x[n] = (double)u->total;
+	int result = comm_sum(c, x, n + 1, COMM_F64, e);
+	for (size_t k = 0; k < n; k++)
+		u->count[k] = (uint32_t)x[k];
+	u->total = (uint64_t)x[n];
+	free(x);
+	return result;
+}
+
 double code_use_count(const struct code_use *u)
 {
 	int used = 0;

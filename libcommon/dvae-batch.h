@@ -23,6 +23,7 @@ void code_use_free(struct code_use *u);
 void code_use_clear(struct code_use *u);
 /* Count the argmax of d's logits of the last n pictures. */
 int code_use_add(struct code_use *u, struct dvae *d, int n, struct error *e);
+int code_use_sum(struct code_use *u, struct comm *c, struct error *e); /* over ranks; without a window */
 double code_use_count(const struct code_use *u);      /* codes used at least once */
 double code_use_perplexity(const struct code_use *u); /* exp of the entropy; 1 when nothing was counted */
 
@@ -33,7 +34,6 @@ struct dvae_fit {
 	uint8_t *rgb, *out;       /* [batch] pictures: input, reconstruction */
 	double *distortion, *kl;  /* [batch] */
 	struct code_use trained, evaluated;
-	uint64_t evaluated_records;
 	uint8_t *shown;           /* the pictures of the preview */
 	int shown_count;
 	bool shown_held_out;

@@ -192,7 +192,6 @@ static int fit_step(void *model, const struct train_step *s, const struct record
 		return -1;
 	if (dvae_loss_and_gradients(f->d, f->rgb, n, &p, &l, e) || code_use_add(&f->trained, f->d, n, e))
 		return -1;
-	code_use_clear(&f->evaluated);
 	metrics_set(m, "loss", l.loss);
 	metrics_set(m, "distortion", l.distortion);
 	metrics_set(m, "kl", l.kl);
@@ -211,20 +210,6 @@ static double decibels(const uint8_t *a, const uint8_t *b, size_t n)
 		squares += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
 	/* An exact copy counts as one value in the picture that is off by one. */
 	return 10 * log10(255.0 * 255.0 * (double)n / fmax(squares, 1));
-}
-
-/* The trainer divides sums by the records; codes and perplexity belong to the whole set, so that each batch adds
- * what makes the sum so far the measure so far times its records. */
-static void add_code_use(struct dvae_fit *f, int n, struct metrics *sums, struct error *e)
-{
-	struct code_use *u = &f->evaluated;
-	double before = (double)f->evaluated_records, now = before + n;
-	double codes = code_use_count(u) * before, perplexity = before > 0 ? code_use_perplexity(u) * before : 0;
-	if (code_use_add(u, f->d, n, e))
-		return;
-	f->evaluated_records += (uint64_t)n;
-	metrics_set(sums, "codes", code_use_count(u) * now - codes);
-	metrics_set(sums, "perplexity", code_use_perplexity(u) * now - perplexity);
 }
 
 /* The names of one bound's measures: nats per value with the run's beta and with 1, nats per picture likewise. */
@@ -258,10 +243,10 @@ static int fit_evaluate(void *model, const struct train_step *s, const struct re
 	struct train_step last = *s;
 	last.step = s->step ? s->step - 1 : 0;
 	struct dvae_pass p = {.tau = (float)dvae_schedule_at(h->tau_start, h->tau_end, h->tau_span, &last), .floor = floor_of(f),
-	                      .first_row = f->evaluated_records * tokens_of(d, 1), .seed = 1};
+	                      .first_row = (uint64_t)s->part * tokens_of(d, d->batch), .seed = 1};
 	if (dvae_fill_plain(f, batch, n, e))
 		return -1;
-	if (f->evaluated_records == 0) { /* the first held-out pictures, the same at every evaluation */
+	if (s->part == 0) { /* the first held-out pictures, the same at every evaluation */
 		dvae_show_batch(f, n);
 		f->shown_held_out = true;
 	}
@@ -283,16 +268,24 @@ static int fit_evaluate(void *model, const struct train_step *s, const struct re
 	metrics_set(sums, "kl", kl);
 	metrics_set(sums, "rate", kl * (double)tokens_of(d, 1));
 	metrics_set(sums, "psnr", psnr);
-	add_code_use(f, n, sums, e);
-	return e->status ? -1 : 0;
+	return code_use_add(&f->evaluated, d, n, e);
+}
+
+/* Codes and perplexity belong to the held-out set as a whole. */
+static int fit_evaluated(void *model, struct comm *c, struct metrics *mean, struct error *e)
+{
+	struct code_use *u = &((struct dvae_fit *)model)->evaluated;
+	if (code_use_sum(u, c, e))
+		return -1;
+	metrics_set(mean, "codes", code_use_count(u));
+	metrics_set(mean, "perplexity", code_use_perplexity(u));
+	code_use_clear(u);
+	return 0;
 }
 
 static int fit_preview(void *model, const struct train_step *s, struct error *e)
 {
-	struct dvae_fit *f = model;
-	code_use_clear(&f->evaluated);
-	f->evaluated_records = 0;
-	return dvae_write_preview(f, e);
+	return dvae_write_preview(model, e);
 }
 
 void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trainee *t)
@@ -305,6 +298,7 @@ void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trai
 	t->average_every = 1;
 	t->grad_scale = GRAD_SCALE_GLOBAL; /* B21 */
 	t->evaluate = fit_evaluate;
+	t->evaluated = fit_evaluated;
 }
 
 void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t)

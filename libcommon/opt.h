@@ -52,8 +52,9 @@ struct run_options {
 	int64_t threads;    /* 0: all that the process may use */
 	int64_t batch;
 	int precision; /* index into auto|f32|bf16|f16 */
+	int gpu;       /* of those that device names without a number; not an option */
 };
-#define RUN_DEFAULTS(b) {"auto", 0, b, 0}
+#define RUN_DEFAULTS(b) {"auto", 0, b, 0, 0}
 #define OPT_RUN(r) \
 	OPT_STRING('d', "device", &(r)->device, "DEVICE", "where to compute: auto, cpu, cuda or cuda:N"), \
 	OPT_INT('j', "threads", &(r)->threads, 0, 4096, "N", "CPU threads, 0 for all"), \

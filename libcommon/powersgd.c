@@ -6,9 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "../kernels/convert.h"
 #include "device.h"
@@ -240,9 +237,7 @@ int powersgd_start(struct powersgd *s, struct params *p, const struct powersgd_o
 {
 	char text[200];
 	*s = (struct powersgd){.how = *how, .params = p};
-#ifdef _OPENMP
-	s->how.threads = how->threads ? how->threads : omp_get_max_threads();
-#endif
+	s->how.threads = how->threads ? how->threads : cpu_usable_threads();
 	if (check(p, how, e))
 		return -1;
 	s->dev = cpu_ops()->open(0, DT_F32, how->threads, text, sizeof text);

@@ -102,10 +102,15 @@ void train_log_start(struct train_run *r)
 	json_object_set(j, "config", r->t->config);
 	json_object_set(j, "run", r->identity);
 	json_object_set_new(j, "parameters", json_integer((json_int_t)params_count(r->p)));
+	char ranks[24] = "";
+	if (ranks_size(r) > 1) {
+		json_object_set_new(j, "ranks", json_integer(ranks_size(r)));
+		snprintf(ranks, sizeof ranks, ", %d ranks", ranks_size(r));
+	}
 	put_line(l, j);
-	note(0, "%s: %lld parameters, %lld records%s, %lld updates of %lld", r->o->output, (long long)params_count(r->p),
+	note(0, "%s: %lld parameters, %lld records%s, %lld updates of %lld%s", r->o->output, (long long)params_count(r->p),
 	     (long long)loader_records(r->data), loader_records(r->data) ? "" : " (a pipe of unknown length)",
-	     (long long)(r->steps - r->step), (long long)r->t->batch * (long long)r->o->accumulate);
+	     (long long)(r->steps - r->step), (long long)r->t->batch * (long long)r->o->accumulate, ranks);
 	progress_start(&l->progress, "steps", (uint64_t)(r->steps - r->step));
 	l->line_began = l->told = seconds_now();
 }
@@ -197,6 +202,8 @@ void train_log_update(struct train_run *r, const struct metrics *m, double lr, d
 {
 	struct train_log *l = &r->log;
 	double loss = metrics_get(m, "loss");
+	if (!ranks_first(r))
+		return;
 	metrics_add(&l->sums, m, 1);
 	l->updates++;
 	if (r->step % r->o->log_every == 0 || r->step == r->steps)

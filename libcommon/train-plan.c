@@ -168,7 +168,7 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 		return -1;
 	choose_storage(t, o);
 	make_plan(&m, t, o, ops->type(dev));
-	if (o->dry_run)
+	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
 		print_plan(&m, t, ops, dev);
 	uint64_t room = ops->memory(dev);
 	if (m.total <= room)

@@ -35,7 +35,7 @@ int train_powersgd_gather(struct train_run *r, struct error *e)
 void train_powersgd_spread(struct train_run *r)
 {
 	if (used(r))
-		powersgd_spread(&r->powersgd, r->ranks->c.size);
+		powersgd_spread(&r->powersgd, ranks_size(r));
 }
 
 int train_powersgd_load(struct train_run *r, const struct weights *w, struct error *e)

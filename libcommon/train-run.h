@@ -1,6 +1,6 @@
 /* train-run.h - one training run in progress, shared by the files of the loop: train.c (updates), train-state.c
  * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules), train-plateau.c
- * (halvings), train-init.c (weights of another model), train-powersgd.c. */
+ * (halvings), train-init.c (weights of another model), train-ranks.c (several processes), train-powersgd.c. */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
 
@@ -69,7 +69,8 @@ struct train_run {
 	struct plateau plateau;
 	struct train_init init;
 	struct train_log log;
-	struct ranks {struct comm c;} *ranks;
+	struct ranks *ranks;
+	float *host;           /* (the largest message) gradients on their way to and from other ranks; NULL: there are none */
 	struct powersgd powersgd; /* zero without --powersgd */
 	json_t *identity;      /* what decides the result: "dalle.run" */
 	json_t *commands, *lineage; /* arrays of command lines: of this model, of its data */
@@ -100,6 +101,29 @@ json_t *train_plateau_rule_json(const struct train_run *r); /* for the run's ide
 int train_init_open(struct train_run *r, struct error *e); /* checks kind, vocabulary and dVAE */
 int train_init_load(struct train_run *r, struct error *e); /* over the initial weights */
 void train_init_close(struct train_run *r);
+
+/* train-ranks.c.  With one rank they do nothing and return what they were given, or 0. */
+/* Where all ranks meet: metrics (m may be NULL) become sums over ranks, a stop that was asked of one rank is one of all, and
+ * so is a failure of one (result -1, with e): then -1 on all, with a text in e only where it is to be told. */
+int ranks_agree(struct ranks *k, int result, struct metrics *m, struct error *e);
+bool ranks_stop(const struct ranks *k); /* as of the last meeting; alone: now */
+int ranks_prepare(struct train_run *r, struct error *e); /* memory */
+/* `found` as train_resume says, or -1: met, all have found the same file, the same data, the same weights: of a new run
+ * those of rank 0.  Returns found or -1. */
+int ranks_begin(struct train_run *r, int found, struct error *e);
+/* The gradients of this rank's batches become those of all ranks'. */
+int ranks_sum_gradients(struct train_run *r, struct error *e);
+int ranks_same(struct train_run *r, struct error *e); /* all have weights and state with the same bits */
+
+static inline int ranks_size(const struct train_run *r)
+{
+	return r->ranks->c.size > 1 ? r->ranks->c.size : 1;
+}
+
+static inline bool ranks_first(const struct train_run *r) /* who writes */
+{
+	return r->ranks->c.rank == 0;
+}
 
 /* train-powersgd.c.  Without --powersgd these do nothing. */
 int train_powersgd_start(struct train_run *r, struct error *e); /* memory; error buffers are 0 */

@@ -263,7 +263,8 @@ static int save_state(struct train_run *r, bool complete, struct error *e)
 int train_checkpoint(struct train_run *r, struct error *e)
 {
 	double began = seconds_now();
-	if (train_powersgd_gather(r, e) || save_state(r, false, e))
+	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	    ranks_agree(r->ranks, ranks_first(r) ? save_state(r, false, e) : 0, NULL, e))
 		return -1;
 	train_powersgd_spread(r);
 	r->saved_step = r->step;
@@ -411,7 +412,7 @@ static void tell_device(const struct train_run *r, const json_t *state)
 	const char *device = json_string_value(json_object_get(state, "device"));
 	const char *type = json_string_value(json_object_get(state, "type"));
 	const char *now = dtype_name(r->p->ops->type(r->p->dev));
-	if (device && type && (strcmp(device, r->p->ops->name) || strcmp(type, now)))
+	if (ranks_first(r) && device && type && (strcmp(device, r->p->ops->name) || strcmp(type, now)))
 		warn("%s: was computed in %s on %s, goes on in %s on %s: results will differ slightly", r->o->output, type,
 		     device, now, r->p->ops->name);
 }

@@ -26,13 +26,15 @@ static int not_finite(struct train_run *r, const char *what, double value, struc
 	            kept);
 }
 
-/* Gradients of all parts of one update; *m gets the means. */
+/* Gradients of this rank's parts of one update; *m gets its share of the means.  The records of other parts are only
+ * passed over. */
 static int accumulate(struct train_run *r, struct train_step *s, struct metrics *m, struct error *e)
 {
 	struct trainee *t = r->t;
 	params_zero_grad(r->p);
 	for (s->part = 0; s->part < s->parts; s->part++) {
 		struct metrics part = {0};
+		bool ours = s->part % ranks_size(r) == r->ranks->c.rank;
 		int n = loader_next(r->data, r->batch, t->batch, e);
 		if (n < 0)
 			return -1;
@@ -40,11 +42,25 @@ static int accumulate(struct train_run *r, struct train_step *s, struct metrics 
 			return fail(e, STATUS_FAIL, "%s: the pipe ended at step %lld of %lld, after %llu records; lower --steps",
 			            loader_name(r->data), (long long)r->step, (long long)r->steps,
 			            (unsigned long long)loader_state(r->data).position);
-		if (t->step(t->model, s, r->batch, n, &part, e))
+		if (ours && t->step(t->model, s, r->batch, n, &part, e))
 			return -1;
 		metrics_add(m, &part, 1.0 / s->parts);
 	}
 	return 0;
+}
+
+static int sum_gradients(struct train_run *r, struct metrics *m, struct error *e)
+{
+	return r->o->powersgd.rank ? train_powersgd_sum(r, m, e) : ranks_sum_gradients(r, e);
+}
+
+/* Gradients, metrics and the gradient's norm of the whole update, on all ranks the same. */
+static int compute(struct train_run *r, struct train_step *s, struct metrics *m, double *norm, struct error *e)
+{
+	struct comm *c = &r->ranks->c;
+	if (ranks_agree(r->ranks, accumulate(r, s, m, e), m, e) || sum_gradients(r, m, e) || params_grad_norm(r->p, norm, e))
+		return -1;
+	return comm_broadcast(c, norm, sizeof *norm, e); /* its last bits depend on the number of threads */
 }
 
 static void average(struct train_run *r)
@@ -87,13 +103,13 @@ static int update(struct train_run *r, struct error *e)
 	struct train_step s = {r->step, r->steps, (uint64_t)r->o->seed, 0, (int)r->o->accumulate};
 	struct metrics m = {0};
 	double norm;
-	if (accumulate(r, &s, &m, e) || (r->o->powersgd.rank && train_powersgd_sum(r, &m, e)) || params_grad_norm(r->p, &norm, e))
+	if (compute(r, &s, &m, &norm, e))
 		return -1;
 	double loss = metrics_get(&m, "loss"), lr = t->lr(t->model, &s) * train_plateau_factor(r);
 	if (isfinite(loss) && isfinite(norm))
 		apply(r, lr, norm);
 	else if (leave_out(r, loss, norm, e))
-		return -1;
+		return ranks_agree(r->ranks, -1, NULL, e); /* as on all ranks */
 	average(r);
 	r->step++;
 	r->eval_due = r->evaluates && (r->step == r->steps || (r->eval_every && r->step % r->eval_every == 0));
@@ -104,27 +120,42 @@ static int update(struct train_run *r, struct error *e)
 
 /* ---- evaluation ---- */
 
-/* 0 done, 1 a stop was asked for meanwhile, -1. */
+/* A held-out batch for each rank, its measures added to sums.  Returns the last one's records, 0 at the end; -1. */
+static int evaluate_round(struct train_run *r, struct train_step *s, struct metrics *sums, uint64_t *records, struct error *e)
+{
+	int n = 1;
+	for (int i = 0; i < ranks_size(r) && n > 0; i++, s->part++) {
+		struct metrics part = {0};
+		n = loader_next_in_order(r->eval, r->batch, r->t->batch, e);
+		if (n > 0 && i == r->ranks->c.rank && r->t->evaluate(r->t->model, s, r->batch, n, &part, e))
+			return -1;
+		metrics_add(sums, &part, 1);
+		*records += n > 0 ? (uint64_t)n : 0;
+	}
+	return n;
+}
+
+/* 0 done, 1 a stop was asked for meanwhile, -1.  A rank that had no batch knows the loss alone of the means. */
 static int sum_over_eval(struct train_run *r, struct metrics *mean, struct error *e)
 {
 	struct train_step s = {r->step, r->steps, (uint64_t)r->o->seed, 0, 1};
+	struct comm *c = &r->ranks->c;
 	struct metrics sums = {0};
 	uint64_t records = 0;
-	int n;
-	if (loader_rewind(r->eval, e))
-		return -1;
-	while ((n = loader_next_in_order(r->eval, r->batch, r->t->batch, e)) > 0) {
-		struct metrics part = {0};
-		if (r->t->evaluate(r->t->model, &s, r->batch, n, &part, e))
-			return -1;
-		metrics_add(&sums, &part, 1);
-		records += (uint64_t)n;
-		if (stop_requested)
+	int n = loader_rewind(r->eval, e) ? -1 : 1;
+	while (n > 0) {
+		n = ranks_agree(r->ranks, evaluate_round(r, &s, &sums, &records, e), NULL, e);
+		if (n > 0 && ranks_stop(r->ranks))
 			return 1;
 	}
-	if (n == 0)
-		metrics_add(mean, &sums, 1.0 / (double)records);
-	return n;
+	if (n < 0 || ranks_agree(r->ranks, 0, &sums, e))
+		return -1;
+	metrics_add(mean, &sums, 1.0 / (double)records);
+	double loss = metrics_get(mean, "loss"); /* of rank 0, which had the first batch */
+	if (comm_broadcast(c, &loss, sizeof loss, e) || (r->t->evaluated && r->t->evaluated(r->t->model, c, mean, e)))
+		return -1;
+	metrics_set(mean, "loss", loss);
+	return 0;
 }
 
 static int keep_best(struct train_run *r, double loss, struct error *e)
@@ -143,7 +174,7 @@ static int keep_best(struct train_run *r, double loss, struct error *e)
 static int preview(struct train_run *r, struct error *e)
 {
 	struct train_step s = {r->step, r->steps, (uint64_t)r->o->seed, 0, 1};
-	return r->t->preview ? r->t->preview(r->t->model, &s, e) : 0;
+	return r->t->preview && ranks_first(r) ? r->t->preview(r->t->model, &s, e) : 0;
 }
 
 /* Evaluate and preview with the averaged weights: 0, 1 when interrupted, -1. */
@@ -156,7 +187,7 @@ static int evaluate(struct train_run *r, struct error *e)
 		params_swap_average(r->p);
 	int result = r->eval ? sum_over_eval(r, &m, e) : 0;
 	if (result == 0)
-		result = preview(r, e);
+		result = ranks_agree(r->ranks, preview(r, e), NULL, e);
 	if (swap)
 		params_swap_average(r->p);
 	r->log.aside += seconds_now() - began;
@@ -181,15 +212,16 @@ static bool complete(const struct train_run *r)
 static int loop(struct train_run *r, struct error *e)
 {
 	while (!complete(r)) {
-		int interrupted = r->eval_due && !stop_requested ? evaluate(r, e) : 0;
+		int interrupted = r->eval_due && !ranks_stop(r->ranks) ? evaluate(r, e) : 0;
 		if (interrupted < 0)
 			return -1;
 		if (complete(r))
 			break;
-		bool save = stop_requested || (r->o->save_every && r->step % r->o->save_every == 0 && r->step > r->first_step);
-		if (save && (stop_requested || r->step != r->saved_step) && train_checkpoint(r, e))
+		bool stop = ranks_stop(r->ranks);
+		bool save = stop || (r->o->save_every && r->step % r->o->save_every == 0 && r->step > r->first_step);
+		if (save && (stop || r->step != r->saved_step) && train_checkpoint(r, e))
 			return -1;
-		if (stop_requested)
+		if (stop)
 			return STATUS_AGAIN;
 		if (update(r, e))
 			return -1;
@@ -217,7 +249,8 @@ static int finish_run(struct train_run *r, struct error *e)
 		if (shown || device_check(p->ops, p->dev, e))
 			return -1;
 	}
-	if (train_finish(r, step, e))
+	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	    ranks_agree(r->ranks, ranks_first(r) ? train_finish(r, step, e) : 0, NULL, e))
 		return -1;
 	if (r->best.known && r->step < r->steps)
 		note(0, "%s: stopped early at step %lld of %lld: held-out loss is best at step %lld (%.6g)", r->o->output,
@@ -262,14 +295,13 @@ static int open_eval(struct train_run *r, struct error *e)
 	return r->eval ? check_eval(r, e) : -1;
 }
 
-static int start_weights(struct train_run *r, struct error *e)
+static int draw_weights(struct train_run *r, struct error *e)
 {
 	struct params *p = r->p;
 	uint64_t seed = (uint64_t)r->o->seed;
 	int result = r->t->init && !r->o->init ? r->t->init(r->t->model, seed, e) : params_init(p, seed, e);
 	if (result || (r->o->init && train_init_load(r, e)))
 		return -1;
-	params_start(p);
 	return device_check(p->ops, p->dev, e);
 }
 
@@ -283,18 +315,29 @@ static int start_scales(struct train_run *r, struct error *e)
 	return grad_scale_start(&p->scales, kind, units, 1, e);
 }
 
-static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
+/* What train_resume says; a new run has its weights. */
+static int look(struct train_run *r, int argc, char **argv, struct error *e)
 {
 	if (!r->o->output)
 		return fail(e, STATUS_USAGE, "no model file to write: give -o FILE");
 	r->batch = mem_alloc((size_t)r->t->batch, sizeof *r->batch, e);
-	if (!r->batch || train_lock(r, e) || loader_load(r->data, e) || open_eval(r, e) ||
+	if (!r->batch || (ranks_first(r) && train_lock(r, e)) || loader_load(r->data, e) || open_eval(r, e) ||
 	    set_steps(r, e) || train_init_open(r, e) || train_describe(r, argc, argv, e))
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;
-	int found = start_scales(r, e) || train_powersgd_start(r, e) ? -1 : train_resume(r, e);
-	if (found == 0 && start_weights(r, e))
+	int found = start_scales(r, e) || ranks_prepare(r, e) || train_powersgd_start(r, e) ? -1 : train_resume(r, e);
+	if (found == 0 && ranks_first(r) && draw_weights(r, e))
+		return -1;
+	return found;
+}
+
+static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
+{
+	int found = ranks_begin(r, look(r, argc, argv, e), e);
+	if (found == 0)
+		params_start(r->p);
+	if (found < 0 || device_check(r->p->ops, r->p->dev, e))
 		return -1;
 	r->first_step = r->step;
 	if (found == 1)
@@ -306,7 +349,7 @@ static int prepare(struct train_run *r, int argc, char **argv, struct error *e)
 
 static int run(struct train_run *r, struct error *e)
 {
-	if (train_log_open(r, e))
+	if (ranks_agree(r->ranks, ranks_first(r) ? train_log_open(r, e) : 0, NULL, e))
 		return -1;
 	r->began = seconds_now();
 	train_log_start(r);
@@ -331,13 +374,15 @@ static void release(struct train_run *r)
 	json_decref(r->lineage);
 	free(r->batch);
 	free(r->best.host);
+	free(r->host);
 	powersgd_free(&r->powersgd);
 }
 
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e)
 {
 	struct ranks alone = {.c = {.size = 1}};
-	struct train_run r = {.ranks = &alone, .t = t, .o = o, .p = t->params, .data = data, .lock = -1, .saved_step = -1};
+	struct train_run r = {.t = t, .o = o, .p = t->params, .data = data, .lock = -1, .saved_step = -1,
+	                      .ranks = o->ranks ? o->ranks : &alone};
 	if (o->dry_run) /* a trainer that did not plan before */
 		return train_plan(t, o, t->params->ops, t->params->dev, e) < 0 ? e->status : STATUS_OK;
 	signals_defer();

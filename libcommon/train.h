@@ -13,15 +13,16 @@
  *
  * A trainer's main:
  *
+ *	ranks_open(&ranks, &options, &run, files, n, &e)
  *	device_open(&run, &ops, &dev, &e)
  *	... params_add for every tensor; arena plan of the activations; fill struct trainee ...
  *	train_plan(&t, &options, ops, dev, &e)         1: --dry-run printed the plan, done; -1: does not fit
  *	params_build(&params, ops, dev, true, &e)
  *	arena_alloc(&arena, ...)
  *	status = train_run(&t, &options, data, argc, argv, &e);  draws the initial weights, or loads them to resume
- *	if (e.status)
- *		report(&e);
- *	return finish(status);
+ *	return finish(ranks_close(&ranks, status, &e));
+ *
+ * Several ranks (comm.h) share out the batches of an update; see ranks_open.
  *
  * Averages: avg = d avg + (1 - d) w with d = min(average_decay, (1 + k) / (10 + k)) at averaging k = 0, 1, ..., so that
  * the random start is forgotten early and a short run is not dominated by it; the last update is always averaged. */
@@ -30,6 +31,7 @@
 
 #include <jansson.h>
 
+#include "comm.h"
 #include "loader.h"
 #include "opt.h"
 #include "powersgd.h"
@@ -45,6 +47,14 @@ struct metrics {
 };
 void metrics_set(struct metrics *m, const char *name, double value);
 double metrics_get(const struct metrics *m, const char *name); /* NaN when absent */
+
+/* The ranks of a training, and what they know of each other. */
+struct ranks {
+	struct comm c; /* size 0 or 1: this process alone */
+	bool met;      /* all have met in ranks_agree, within train_run or after it */
+	bool stop;     /* one was asked to stop, and all know */
+	bool told;     /* all know of a failure, and the one that has it tells */
+};
 
 /* Options of every trainer, see OPT_TRAIN. */
 struct train_options {
@@ -65,8 +75,10 @@ struct train_options {
 	int moments;         /* of matrices; 0: f32, 1: 16 bits (D10) */
 	bool no_master;      /* matrices in the 16-bit type alone, rounded at random (D12) */
 	struct powersgd_options powersgd; /* how gradients of ranks are summed; of rank 0: plainly */
+	int comm;            /* enum comm_choice */
+	struct ranks *ranks; /* set by ranks_open; NULL: this process alone */
 };
-#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false, NULL, false, false, 0, false, {0}}
+#define TRAIN_DEFAULTS {.epochs = 10, .warmup = -1, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
@@ -83,6 +95,7 @@ struct train_options {
 	OPT_INT('s', "seed", &(t)->seed, 0, (double)INT64_MAX, "N", "seed of weights, order and noise"), \
 	OPT_CHOICE(0, "moments", &(t)->moments, "f32|16", "number format of Adam's moments of matrices; 16: 1-6-9 and 0-6-10"), \
 	OPT_FLAG(0, "no-master", &(t)->no_master, "keep matrices in 16 bits only, rounded at random; with -p bf16 or f16"), \
+	OPT_CHOICE(0, "comm", &(t)->comm, COMM_CHOICES, "how ranks that train together reach each other, see dalle-ranks(7)"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
 	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
 	OPT_FLAG(0, "keep-state", &(t)->keep_state, \
@@ -105,7 +118,7 @@ struct train_step {
 	int64_t step;  /* of this update, from 0 */
 	int64_t steps; /* in all */
 	uint64_t seed;
-	int part, parts; /* which of the accumulated batches this is */
+	int part, parts; /* which of the accumulated batches this is; in an evaluation part counts its batches */
 };
 
 struct trainee {
@@ -138,8 +151,11 @@ struct trainee {
 	 * evaluation.  "loss" decides early stop.  s->step updates are done. */
 	int (*evaluate)(void *model, const struct train_step *s, const struct record *const *batch, int n, struct metrics *sums,
 	                struct error *e);
-	/* Called with averaged weights after each evaluation, or where one would be, and at the end; may be NULL
-	 * (previews). */
+	/* After the last held-out batch: into the means, what is measured of the whole set, of which each rank saw a share.
+	 * May be NULL. */
+	int (*evaluated)(void *model, struct comm *c, struct metrics *mean, struct error *e);
+	/* Called with averaged weights after each evaluation, or where one would be, and at the end, on rank 0 alone; may be
+	 * NULL (previews). */
 	int (*preview)(void *model, const struct train_step *s, struct error *e);
 };
 
@@ -152,6 +168,14 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 /* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after
  * a stop signal (saved), or e->status. */
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e);
+
+/* The first thing after the options were read.  Opens k by --comm and, when others train along, makes this process its part
+ * of them: run gets its share of the machine's processors and its GPU, all but rank 0 fall silent.  o->ranks is then k.
+ * files (n) are the data, for each rank to read.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a command that ranks
+ * cannot share. */
+int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e);
+/* The last thing: tells e, once where ranks fail alike; a rank that failed alone ends the others.  Returns the exit status. */
+int ranks_close(struct ranks *k, int status, struct error *e);
 
 /* Schedules.  Cosine of recipe B18: from v0 at 0 to v1 at T, then constant. */
 double schedule_cosine(double v0, double v1, double t, double T);

@@ -77,7 +77,7 @@ static void check_gradients(struct clip *m, int precision, double bound)
 static void test_golden(int precision, double bound, double gradient_bound)
 {
 	struct error e = {0};
-	struct run_options run = {"cpu", 1, BATCH, precision};
+	struct run_options run = {"cpu", 1, BATCH, precision, 0};
 	struct clip m = {0};
 	struct clip_trainer t = {0};
 	struct trainee trainee;
@@ -157,7 +157,7 @@ static void check_parts(struct clip_trainer *t, const struct trainee *trainee, c
 static void test_recipe(void)
 {
 	struct error e = {0};
-	struct run_options run = {"cpu", 1, BATCH, F32};
+	struct run_options run = {"cpu", 1, BATCH, F32, 0};
 	struct clip m;
 	struct clip_config c = config, vit;
 	struct clip_trainer t;
@@ -210,7 +210,7 @@ static void test_count(void)
 	struct error e = {0};
 	struct clip_config c;
 	struct clip m;
-	struct run_options run = {"cpu", 1, 1, F32};
+	struct run_options run = {"cpu", 1, 1, F32, 0};
 	CHECK(device_open(&run, &ops, &dev, &e) == 0 && clip_preset("vit-b-32", &c, &e) == 0, "%s", e.text);
 	CHECK(clip_plan(&m, &c, ops, dev, 1, true, &e) == 0, "%s", e.text);
 	CHECK(params_count(&m.params) == 151277313, "vit-b-32 has %llu parameters", (unsigned long long)params_count(&m.params));
@@ -223,7 +223,7 @@ static void test_refusals(void)
 	struct error e = {0};
 	struct clip_config c;
 	CHECK(clip_preset("nonsense", &c, &e) && e.status == STATUS_USAGE, "unknown preset is misuse");
-	struct run_options run = {"cpu", 1, 2, 1};
+	struct run_options run = {"cpu", 1, 2, 1, 0};
 	struct clip m;
 	e = (struct error){0};
 	device_open(&run, &ops, &dev, &e);

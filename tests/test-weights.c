@@ -238,7 +238,7 @@ static json_t *toy_meta(const char *kind)
 
 static int toy_save(struct toy *t, const char *kind, char id[ID_LENGTH + 1], struct error *e)
 {
-	struct weights_part parts[] = {{&t->p, BLOCK_W, "", NULL}, {&t->p, BLOCK_M, "train.m.", NULL}};
+	struct weights_part parts[] = {{.p = &t->p, .which = BLOCK_W, .prefix = ""}, {.p = &t->p, .which = BLOCK_M, .prefix = "train.m."}};
 	json_t *meta = toy_meta(kind);
 	int r = weights_save(path, meta, parts, t->p.training ? 2 : 1, id, e);
 	json_decref(meta);
@@ -353,7 +353,7 @@ static void check_save_failure(void)
 	struct error e = {0};
 	if (!toy_build(&a, DT_F32, 4, false))
 		return;
-	struct weights_part part = {&a.p, BLOCK_W, "", NULL};
+	struct weights_part part = {.p = &a.p, .which = BLOCK_W, .prefix = ""};
 	json_t *meta = toy_meta("dvae");
 	CHECK(weights_save("/dev/full", meta, &part, 1, NULL, &e) == -1 && e.status == STATUS_LIMIT, "full device: %s", e.text);
 	e = (struct error){0};

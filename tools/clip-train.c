@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 static struct train_options train = TRAIN_DEFAULTS;
+static struct ranks ranks;
 static struct run_options run = RUN_DEFAULTS(128);
 static struct clip_config config;
 static const char *preset = "small";
@@ -111,10 +112,12 @@ int main(int argc, char **argv)
 		return finish(status);
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
-	struct loader *data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+	struct loader *data = NULL;
+	if (ranks_open(&ranks, &train, &run, argv + first, argc - first, &e) == 0)
+		data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 	if (data && fit_config(loader_header(data), loader_name(data), &e) == 0 && device_open(&run, &ops, &dev, &e) == 0)
 		status = train_model(data, ops, dev, argc, argv, &e);
 	loader_close(data);
 	device_close(ops, dev);
-	return finish(e.status ? report(&e) : status);
+	return finish(ranks_close(&ranks, status, &e));
 }

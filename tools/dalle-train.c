@@ -6,6 +6,7 @@
 #include <string.h>
 
 static struct train_options train = TRAIN_DEFAULTS;
+static struct ranks ranks;
 static struct run_options run = RUN_DEFAULTS(1);
 static const char *preset = "small", *vocabulary, *halvings;
 static int64_t layers, width, heads, conv_k, text_length, average_every, memory = 1 << 30;
@@ -188,7 +189,7 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	bpe_close(fit.bpe);
 	dalle_free(&d);
 	device_close(ops, dev);
-	return e->status ? report(e) : status;
+	return status;
 }
 
 int main(int argc, char **argv)
@@ -204,14 +205,11 @@ int main(int argc, char **argv)
 		return finish(status);
 	/* A plan without data is made for the preset's vocabularies and grid. */
 	struct loader *data = NULL;
-	if (!train.dry_run || first < argc) {
+	bool planned = train.dry_run && first == argc;
+	if (ranks_open(&ranks, &train, &run, argv + first, argc - first, &e) == 0 && !planned)
 		data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
-		if (!data || fit_config(loader_header(data), loader_name(data), &e)) {
-			loader_close(data);
-			return finish(report(&e));
-		}
-	}
-	status = train_model(data, argc, argv, &e);
+	if (!e.status && (planned || fit_config(loader_header(data), loader_name(data), &e) == 0))
+		status = train_model(data, argc, argv, &e);
 	loader_close(data);
-	return finish(status);
+	return finish(ranks_close(&ranks, status, &e));
 }

@@ -3,6 +3,7 @@
 #include "../libcommon/dvae-fit.h"
 
 static struct train_options train = TRAIN_DEFAULTS;
+static struct ranks ranks;
 static struct run_options run = RUN_DEFAULTS(32);
 static struct dvae_config config;
 static struct dvae_fit_options fit;
@@ -122,10 +123,12 @@ int main(int argc, char **argv)
 		fit.schedule.warmup = train.warmup;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
-	struct loader *data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
+	struct loader *data = NULL;
+	if (ranks_open(&ranks, &train, &run, argv + first, argc - first, &e) == 0)
+		data = loader_begin(argv + first, argc - first, (uint64_t)train.seed, (uint64_t)memory, &e);
 	if (data && fit_config(loader_header(data), loader_name(data), &e) == 0 && device_open(&run, &ops, &dev, &e) == 0)
 		status = train_model(data, ops, dev, argc, argv, &e);
 	loader_close(data);
 	device_close(ops, dev);
-	return finish(e.status ? report(&e) : status);
+	return finish(ranks_close(&ranks, status, &e));
 }

@@ -1,0 +1,274 @@
+/* train-ranks.c - one training by several ranks (comm.h).  The batches that --accumulate sums into an update are shared out:
+ * rank r computes those with number p where p % size = r.  All ranks walk the same data in the same order, sum gradients and
+ * metrics, and make the same update; rank 0 alone writes.  Whatever a rank could decide by itself (a stop that was asked
+ * for, a failure) is decided together in ranks_agree. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "device.h"
+#include "hash.h"
+#include "train-run.h"
+
+enum { GRADIENTS = 1 << 22 }; /* summed at once at most, but for a larger tensor */
+
+/* ---- begin and end ---- */
+
+/* Every rank reads the data for itself, and stdin belongs to one. */
+static int refuse_pipe(const char *file, struct error *e)
+{
+	struct stat st;
+	bool given = file && strcmp(file, "-") != 0;
+	if (given && (stat(file, &st) || S_ISREG(st.st_mode)))
+		return 0; /* what is missing is told by who opens it */
+	return fail(e, STATUS_USAGE, "%s: is a pipe or a device, expected a file: each rank reads it", given ? file : "stdin");
+}
+
+static int check_use(const struct ranks *k, const struct train_options *o, char *const *files, int n, struct error *e)
+{
+	if (k->c.size > o->accumulate)
+		return fail(e, STATUS_USAGE, "--accumulate %lld is less than the %d ranks, which share out an update's batches: give %d "
+		            "or more", (long long)o->accumulate, k->c.size, k->c.size);
+	if (n == 0 && !o->dry_run && refuse_pipe(NULL, e))
+		return -1;
+	for (int i = 0; i < n; i++)
+		if (refuse_pipe(files[i], e))
+			return -1;
+	return o->eval ? refuse_pipe(o->eval, e) : 0;
+}
+
+/* Unless it was said how many: the ranks of a machine take no more threads together than one process would. */
+static void share_machine(const struct ranks *k, struct run_options *run)
+{
+	int threads = cpu_usable_threads() / k->c.sharing;
+	if (!run->threads && k->c.sharing > 1 && !getenv("OMP_NUM_THREADS"))
+		run->threads = threads > 0 ? threads : 1;
+	run->gpu = k->c.local_rank;
+}
+
+int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e)
+{
+	*k = (struct ranks){0};
+	o->ranks = k;
+	if (comm_open(&k->c, (enum comm_choice)o->comm, e))
+		return -1;
+	if (k->c.size == 1)
+		return 0;
+	if (k->c.rank)
+		verbosity = -1;
+	share_machine(k, run);
+	return check_use(k, o, files, n, e);
+}
+
+int ranks_close(struct ranks *k, int status, struct error *e)
+{
+	if (!k->met) /* before train_run, where the others may wait */
+		ranks_agree(k, e->status ? -1 : 0, NULL, e);
+	if (e->text[0])
+		report(e);
+	status = e->status ? e->status : status;
+	if (e->status && !k->told)
+		comm_abort(&k->c, status);
+	comm_close(&k->c);
+	return status;
+}
+
+/* ---- agreeing ---- */
+
+/* What each rank gives to the sum: metrics, whether it was asked to stop, marks of how it failed. */
+enum { STOP = METRICS_MAX, FIRST_FAILED, FAILED /* + status */, WORDS = FAILED + STATUS_LIMIT + 1 };
+
+/* A failure of rank 0 is told by rank 0 alone: most often all fail alike. */
+static int share_failure(struct ranks *k, const double *x, struct error *e)
+{
+	struct error own = *e;
+	k->told = true;
+	*e = (struct error){.status = own.status};
+	for (int s = STATUS_LIMIT; s > 0 && !e->status; s--)
+		if (x[FAILED + s] > 0)
+			e->status = s;
+	if (k->c.rank == 0)
+		*e = own.status ? own : *e;
+	else if (own.status && x[FIRST_FAILED] == 0)
+		snprintf(e->text, sizeof e->text, "rank %d: %.450s", k->c.rank, own.text);
+	return -1;
+}
+
+int ranks_agree(struct ranks *k, int result, struct metrics *m, struct error *e)
+{
+	double x[WORDS] = {0};
+	bool failed = false;
+	int status = result >= 0 ? 0 : e->status > 0 && e->status <= STATUS_LIMIT ? e->status : STATUS_FAIL;
+	k->met = true;
+	if (k->c.size <= 1)
+		return result;
+	for (int i = 0; m && i < m->n; i++)
+		x[i] = m->at[i].value;
+	x[STOP] = stop_requested != 0;
+	x[FIRST_FAILED] = result < 0 && k->c.rank == 0;
+	x[FAILED + status] = 1;
+	if (comm_sum(&k->c, x, WORDS, COMM_F64, e))
+		return -1;
+	for (int i = 0; m && i < m->n; i++)
+		m->at[i].value = x[i];
+	k->stop = x[STOP] > 0;
+	for (int s = 1; s <= STATUS_LIMIT; s++)
+		failed = failed || x[FAILED + s] > 0;
+	return failed ? share_failure(k, x, e) : result;
+}
+
+bool ranks_stop(const struct ranks *k)
+{
+	return k->c.size > 1 ? k->stop : stop_requested != 0;
+}
+
+/* ---- gradients ---- */
+
+int ranks_prepare(struct train_run *r, struct error *e)
+{
+	const struct params *p = r->p;
+	size_t most = p->total < GRADIENTS ? p->total : GRADIENTS;
+	if (r->ranks->c.size <= 1)
+		return 0;
+	for (int i = 0; i < p->count; i++)
+		most = p->rows[i].n > most ? p->rows[i].n : most;
+	r->host = mem_alloc(most, sizeof *r->host, e);
+	return r->host ? 0 : -1;
+}
+
+/* The gradients of rows [first, last), one after the other, between the device and r->host; *n: elements. */
+static int copy_gradients(struct train_run *r, int first, int last, bool get, size_t *n, struct error *e)
+{
+	struct params *p = r->p;
+	*n = 0;
+	for (int i = first; i < last; i++) {
+		const struct param *row = &p->rows[i];
+		float *x = r->host + *n;
+		if (get ? params_get(p, row, BLOCK_G, x, e) : params_put(p, row, BLOCK_G, x, e))
+			return -1;
+		*n += row->n;
+	}
+	return 0;
+}
+
+/* Where the rows end that are summed together with row `first`. */
+static int end_of_message(const struct params *p, int first)
+{
+	size_t n = p->rows[first].n;
+	int last = first + 1;
+	while (last < p->count && n + p->rows[last].n <= GRADIENTS)
+		n += p->rows[last++].n;
+	return last;
+}
+
+int ranks_sum_gradients(struct train_run *r, struct error *e)
+{
+	size_t n;
+	if (r->ranks->c.size <= 1)
+		return 0;
+	for (int first = 0, last; first < r->p->count; first = last) {
+		last = end_of_message(r->p, first);
+		if (copy_gradients(r, first, last, true, &n, e) || comm_sum(&r->ranks->c, r->host, n, COMM_F32, e) ||
+		    copy_gradients(r, first, last, false, &n, e))
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- the same weights ---- */
+
+/* What rank 0 drew or read. */
+static int broadcast_weights(struct train_run *r, struct error *e)
+{
+	struct params *p = r->p;
+	for (int i = 0; i < p->count; i++) {
+		const struct param *row = &p->rows[i];
+		if (params_get(p, row, BLOCK_W, r->host, e) ||
+		    comm_broadcast(&r->ranks->c, r->host, row->n * sizeof *r->host, e) || params_put(p, row, BLOCK_W, r->host, e))
+			return -1;
+	}
+	return 0;
+}
+
+static int hash_json(struct hash *h, json_t *j, struct error *e)
+{
+	char *text = json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS);
+	if (!text)
+		return fail(e, STATUS_LIMIT, "out of memory");
+	hash_add(h, text, strlen(text) + 1);
+	free(text);
+	return 0;
+}
+
+static int hash_counters(struct hash *h, const struct train_run *r, struct error *e)
+{
+	struct loader_state at = loader_state(r->data);
+	const struct train_best *b = &r->best;
+	const uint64_t numbers[] = {(uint64_t)r->step, at.epoch, at.position, r->eval_due, b->known, b->known ? (uint64_t)b->step : 0,
+	                            (uint64_t)b->without_gain};
+	json_t *plateau = r->t->plateau.most ? train_plateau_json(r) : json_object();
+	json_t *scales = r->p->scales.units ? grad_scale_json(&r->p->scales) : json_object();
+	hash_add(h, numbers, sizeof numbers);
+	hash_add(h, &b->loss, sizeof b->loss);
+	int result = hash_json(h, r->identity, e) || hash_json(h, plateau, e) || hash_json(h, scales, e) ? -1 : 0;
+	json_decref(plateau);
+	json_decref(scales);
+	return result;
+}
+
+static int hash_blocks(struct hash *h, struct train_run *r, struct error *e)
+{
+	const enum params_block blocks[] = {BLOCK_W, BLOCK_M, BLOCK_V, BLOCK_AVG};
+	struct params *p = r->p;
+	for (size_t k = 0; k < ARRAY_LEN(blocks) - !train_averages(r->t); k++)
+		for (int i = 0; i < p->count; i++) {
+			if (params_get(p, &p->rows[i], blocks[k], r->host, e))
+				return -1;
+			hash_add(h, r->host, p->rows[i].n * sizeof *r->host);
+		}
+	return 0;
+}
+
+/* 0 when this rank's state has the same bits as rank 0's, 1 when not, -1. */
+static int compare_state(struct train_run *r, struct error *e)
+{
+	char own[ID_LENGTH + 1] = "", of_0[ID_LENGTH + 1];
+	struct hash *h = hash_new(e);
+	int result = h && hash_counters(h, r, e) == 0 && hash_blocks(h, r, e) == 0 ? 0 : -1;
+	if (h)
+		hash_finish(h, own);
+	memcpy(of_0, own, sizeof own);
+	if (comm_broadcast(&r->ranks->c, of_0, sizeof of_0, e) || result)
+		return -1;
+	return memcmp(own, of_0, sizeof own) != 0;
+}
+
+int ranks_same(struct train_run *r, struct error *e)
+{
+	if (r->ranks->c.size <= 1)
+		return 0;
+	int result = compare_state(r, e);
+	if (result == 1)
+		result = fail(e, STATUS_FAIL, "%s: step %lld: weights or state have other bits than those of rank 0, expected all ranks"
+		              " to compute alike (the same programs, processors, devices)", r->o->output, (long long)r->step);
+	return ranks_agree(r->ranks, result, NULL, e);
+}
+
+int ranks_begin(struct train_run *r, int found, struct error *e)
+{
+	int of_0 = found;
+	found = ranks_agree(r->ranks, found, NULL, e);
+	if (found < 0 || r->ranks->c.size <= 1)
+		return found;
+	if (comm_broadcast(&r->ranks->c, &of_0, sizeof of_0, e))
+		return -1;
+	int result = of_0 == found ? 0 : fail(e, STATUS_FAIL, "%s: is not the file that rank 0 finds there, expected a shared one",
+	                                      r->o->output);
+	if (ranks_agree(r->ranks, result, NULL, e) || (found == 0 && broadcast_weights(r, e)))
+		return -1;
+	result = found == 2 ? 0 : compare_state(r, e);
+	if (result == 1)
+		result = fail(e, STATUS_FAIL, "%s: step %lld: would go on from another state than rank 0, expected that all ranks find"
+		              " the same data and options, and here the same file", r->o->output, (long long)r->step);
+	return ranks_agree(r->ranks, result, NULL, e) ? -1 : found;
+}
