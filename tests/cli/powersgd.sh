@@ -1,0 +1,73 @@
+# powersgd.sh - dalle-train --powersgd: one rank and two give the same, full rank is a plain sum, runs go on to the same bits,
+# what does not fit is refused.
+set -u
+fails=0
+gen=$(dirname "$(command -v dalle-train)")/../tests/gen-tokens
+A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+ok() { if [ "$1" -ne 0 ]; then echo "not ok: $2"; fails=$((fails + 1)); fi; }
+tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
+"$gen" 40 1 256 $A 64 4 4 $B >train.tok
+
+# The last update's loss, as --log has it.
+train() { # OUTPUT OPTION...
+	out=$1
+	shift
+	$ranks dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 40 -o "$out" --log "$out.log" --log-every 1 "$@" train.tok
+	ok $? "$out: $*"
+	[ ! -e "$out.log" ] || sed -n 's/^{"step":40,.*"loss":\([0-9.]*\),.*/\1/p' "$out.log"
+}
+# near A B X: they differ by no more than X of B
+near() { awk -v a="$1" -v b="$2" -v x="$3" 'BEGIN { d = a - b; exit !(a && b && d * d <= x * x * b * b) }'; }
+
+ranks=
+plain=$(train plain.st) full=$(train full.st --powersgd 1000) low=$(train low.st --powersgd 2)
+low16=$(train low16.st --powersgd 2 --powersgd-format 16)
+near "$full" "$plain" 1e-6; ok $? "full rank: loss $full, summed plainly $plain"
+near "$low" "$plain" 0.2; ok $? "rank 2: loss $low, plainly $plain"
+near "$low" "$plain" 1e-3 && ok 1 "rank 2 changes nothing: loss $low, plainly $plain"
+near "$low16" "$low" 1e-3; ok $? "rank 2 in 16 bits: loss $low16, in f32 $low"
+train f16.st --powersgd 2 --powersgd-format 16 -p f16 >f16.loss
+near "$(cat f16.loss)" "$low" 0.01; ok $? "in f16, with gradient scales: loss $(cat f16.loss), in f32 $low"
+
+# Two ranks, where MPI is.
+if command -v mpirun >/dev/null && [ -e "$(dirname "$(command -v dalle-train)")/../lib/dalle-tools/dalle-mpi.so" ]; then
+	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+	ranks="mpirun -n 2"
+	two=$(train two.st --powersgd 2) two16=$(train two16.st --powersgd 2 --powersgd-format 16)
+	near "$two" "$low" 1e-5; ok $? "two ranks: loss $two, one $low"
+	near "$two16" "$low16" 1e-3; ok $? "two ranks in 16 bits: loss $two16, one $low16"
+fi
+
+# Stopped after its first lines and resumed, with a checkpoint after each update: the same weights and error buffers.
+for format in f32 16; do
+	how="--powersgd 2 --powersgd-format $format --save-every 1 --keep-state"
+	train whole$format.st $how >/dev/null
+	$ranks dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 40 -o parts$format.st $how train.tok &
+	pid=$!
+	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
+	kill -TERM $pid 2>/dev/null
+	wait $pid
+	[ $? -eq 0 ] && echo "powersgd: this machine is too fast to stop a run in time"
+	train parts$format.st $how >/dev/null
+	[ "$(tensors whole$format.st)" = "$(tensors parts$format.st)" ]; ok $? "$format: stopped and resumed: other weights"
+	model-info -J whole$format.st | grep -q '"train.e.blocks.0.attn.qkv.weight"'; ok $? "$format: error buffers are in the file"
+done
+# The file can be gone on with by another number of ranks.
+ranks=
+dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 50 -o wholef32.st --powersgd 2 --save-every 1 --keep-state train.tok 2>err
+ok $? "prolonged by one rank: $(cat err)"
+
+refused() { # STATUS PATTERN OPTION...
+	want=$1 pattern=$2
+	shift 2
+	dalle-train -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 40 -o low.st "$@" train.tok 2>err
+	got=$?
+	[ $got -eq "$want" ] && [ "$(wc -l <err)" -eq 1 ] && grep -q -- "$pattern" err
+	ok $? "$*: status $got, expected $want with '$pattern': $(cat err)"
+}
+refused 3 'powersgd is .*"rank":2.*, not .*"rank":3' --powersgd 3
+refused 3 'powersgd is .*"rank":2.*, not none' --powersgd 0
+refused 2 'need --powersgd' --powersgd-format 16
+refused 2 'need --powersgd' --powersgd-keep
+dalle-train -x tiny --powersgd 2 --dry-run train.tok | grep -q '^PowerSGD on host '; ok $? "--dry-run tells its memory"
+[ $fails -eq 0 ]
