@@ -1,4 +1,5 @@
-/* test-comm.c - sums over ranks: of this process alone, or, started by mpirun (cli/ranks.sh), of all. */
+/* test-comm.c - sums over ranks: of this process alone, or, started by mpirun (cli/ranks.sh), of all.  With an argument
+ * the last rank aborts. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,12 +79,23 @@ static void test_broadcast(void)
 	free(x);
 }
 
-int main(void)
+/* The last rank leaves while the others wait: they must not wait for ever. */
+static void test_abort(void)
+{
+	double x = 1;
+	if (c.rank == c.size - 1)
+		comm_abort(&c, STATUS_BAD);
+	CHECK(comm_sum(&c, &x, 1, COMM_F64, &e) == 0, "%s", e.text);
+}
+
+int main(int argc, char **argv)
 {
 	if (!CHECK(comm_open(&c, COMM_AUTO, &e) == 0, "%s", e.text))
 		return check_done();
 	CHECK(c.size >= 1 && c.rank < c.size && c.local_rank < c.size && c.sharing >= 1 && c.sharing <= c.size, "rank %d of %d",
 	      c.rank, c.size);
+	if (argc > 1)
+		test_abort();
 	test_f32(1);
 	test_f32(1001);
 	test_f32(MANY);

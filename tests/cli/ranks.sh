@@ -1,0 +1,161 @@
+#!/bin/sh
+# ranks.sh - training by several processes: the losses of one process with the same command, stop and resume, one rank that
+# fails, refusals.  Needs mpirun.
+set -u
+failed=0
+bad() {
+	echo "ranks.sh: $*"
+	failed=1
+}
+
+# Without the backend: alone nothing changes, ranks are told what is missing.
+gen=$BUILD/tests/gen-tokens
+A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+"$gen" 40 1 256 $A 64 4 4 $B > train.tok && "$gen" 18 2 256 $A 64 4 4 $B > held.tok || bad "gen-tokens"
+tiny="dalle-train -q -x tiny -s 3 -b 4 -n 2"
+DALLE_PLUGINS=/nonexistent $tiny --comm mpi -o none.st train.tok 2> err
+[ $? -eq 1 ] && [ "$(wc -l < err)" -eq 1 ] && grep -q 'no MPI backend is installed' err || bad "--comm mpi without it: $(cat err)"
+DALLE_PLUGINS=/nonexistent OMPI_COMM_WORLD_SIZE=2 $tiny -o none.st train.tok 2> err
+[ $? -eq 1 ] && [ "$(wc -l < err)" -eq 1 ] && grep -q 'started with other processes.*--comm none' err || bad "ranks without it: $(cat err)"
+DALLE_PLUGINS=/nonexistent OMPI_COMM_WORLD_SIZE=2 $tiny --comm none -o none.st train.tok || bad "--comm none"
+echo 'no library' > dalle-mpi.so
+DALLE_PLUGINS=. $tiny --comm mpi -o none.st train.tok 2> err
+[ $? -eq 1 ] && [ "$(wc -l < err)" -eq 1 ] && grep -q 'dalle-mpi.so: ' err || bad "a damaged plugin: $(cat err)"
+
+if ! command -v mpirun > /dev/null || [ ! -e "$BUILD/lib/dalle-tools/dalle-mpi.so" ]; then
+	echo "ranks.sh: no mpirun or no mpicc here (apt-get install openmpi-bin libopenmpi-dev): the rest was skipped"
+	exit $failed
+fi
+
+# ranks N COMMAND...: as N processes; what mpirun itself says of their status is left out of err
+[ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none
+export OMPI_MCA_orte_execute_quiet=1
+ranks() {
+	n=$1
+	shift
+	timeout 60 mpirun -n "$n" "$@" 2> err
+}
+last() { grep "\"$2\":" "$1" | tail -n 1 | sed "s/.*\"$2\":\([-0-9.e]*\).*/\1/"; } # LOG NAME
+# near WHAT BOUND A B: relative
+near() {
+	awk -v a="$3" -v b="$4" -v most="$2" 'BEGIN { d = a - b; exit !(a != "" && b != "" && (d < 0 ? -d : d) <= most * (a < 0 ? -a : a)) }' ||
+		bad "$1: $4, expected $3"
+}
+tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
+
+# sums over two and three ranks, one more than divides what is summed
+for n in 2 3; do
+	ranks $n "$BUILD/tests/test-comm" > out || bad "test-comm, $n ranks: $(cat out err)"
+done
+
+ranks 3 "$BUILD/tests/test-comm" abort > out
+status=$?
+[ $status -eq 3 ] && [ ! -s out ] || bad "a rank that aborts: status $status: $(cat out err)"
+
+# compare NAME N BOUND OPTION...: dalle-train by one process and by N
+compare() {
+	name=$1 n=$2 bound=$3
+	shift 3
+	command="dalle-train -x tiny -s 3 -b 4 -n 25 --accumulate 4 --log-every 1 --eval held.tok --eval-every 10 $*"
+	$command -q -j1 -o one.st --restart --log one.jsonl train.tok || bad "$name: one process"
+	ranks "$n" $command -o "$name.st" --log "$name.jsonl" train.tok || bad "$name: $(cat err)"
+	for metric in loss grad_norm eval_loss eval_image; do
+		near "$name, $n ranks: $metric" "$bound" "$(last one.jsonl $metric)" "$(last "$name.jsonl" $metric)"
+	done
+	rm one.jsonl
+}
+compare f32 2 1e-5 -p f32
+grep -q '40 records, 25 updates of 16, 2 ranks' err && [ "$(grep -c 'held-out loss' err)" -eq 3 ] && [ "$(wc -l < err)" -eq 5 ] ||
+	bad "lines of two ranks: $(cat err)"
+[ "$(grep -c '"grad_norm"' f32.jsonl)" -eq 25 ] || bad "the log has other lines than one process writes"
+compare bf16 2 2e-2 -p bf16
+compare narrow 2 5e-2 -p bf16 --no-master --moments 16
+compare f16 3 2e-2 -p f16
+ls | grep -q 'lock\|tmp-' && bad "left behind: $(ls)"
+
+# the same bits again by as many ranks, whatever stopped them meanwhile; another number of ranks goes on from there
+many="dalle-train -q -x tiny -s 3 -b 4 -p f32 -n 100 --accumulate 4 --save-every 10"
+ranks 2 $many -o whole.st train.tok || bad "whole run: $(cat err)"
+# stopped SIGNAL WHO: WHO is mpirun or a rank; sets $status, leaves stopped.st
+stopped() {
+	rm -f stopped.* pid.*
+	# shellcheck disable=SC2016
+	mpirun -n 2 sh -c 'echo $$ > pid.$OMPI_COMM_WORLD_RANK; exec "$@"' sh $many --log stopped.jsonl -o stopped.st train.tok 2> err &
+	pid=$!
+	while [ ! -s stopped.jsonl ] && kill -0 $pid 2> /dev/null; do sleep 0.02; done
+	while [ "$1" = KILL ] && [ ! -e stopped.st ] && kill -0 $pid 2> /dev/null; do sleep 0.02; done
+	who=$pid
+	[ "$2" = mpirun ] || who=$(cat "pid.$2")
+	kill "-$1" "$who" 2> /dev/null
+	wait $pid
+	status=$?
+}
+for way in 'TERM 1 75' 'KILL 1 137'; do
+	set -- $way
+	stopped "$1" "$2"
+	# a fast machine may have finished before the signal
+	[ $status -eq "$3" ] || [ $status -eq 0 ] || bad "SIG$1 to $2: status $status: $(cat err)"
+	[ $status -ne 75 ] || model-info -s stopped.st | grep -q '^unfinished   step = ' || bad "SIG$1 to $2: no state saved"
+	ranks 2 $many -o stopped.st --log stopped.jsonl train.tok || bad "resume after SIG$1 to $2: $(cat err)"
+	[ "$(tensors whole.st)" = "$(tensors stopped.st)" ] || bad "SIG$1 to $2 and resume: other weights"
+done
+stopped USR1 mpirun
+[ $status -eq 75 ] || [ $status -eq 0 ] || bad "SIGUSR1 to mpirun: status $status: $(cat err)"
+$many -o stopped.st -j1 --log stopped.jsonl train.tok || bad "one process goes on from two ranks"
+$many -o alone.st -j1 --log alone.jsonl train.tok || bad "one process"
+near "begun by two ranks, ended by one: loss" 1e-4 "$(last alone.jsonl loss)" "$(last stopped.jsonl loss)"
+ranks 2 $many -o whole.st train.tok || bad "complete run again: $(cat err)"
+
+# dVAE and CLIP
+LC_ALL=C awk 'BEGIN {
+	for (i = 0; i < 24; i++) {
+		name = "p" i ".ppm"
+		printf "P6 16 16 255\n" > name
+		for (k = 0; k < 256; k++)
+			printf "%c%c%c", 1 + i * 5, 1 + k % 16 * 7, 1 + (k * i) % 120 > name
+		close(name)
+		print name "\tpicture " i
+	}
+}' > pairs.tsv
+cut -f2 pairs.tsv | bpe-train -q -k 300 -o words.bpe && img-pack -q -s 16 pairs.tsv | bpe-encode -q -m words.bpe -o data.pix ||
+	bad "setting up pictures"
+for kind in dvae clip; do
+	command="$kind-train -q -x tiny -b 4 -p f32 -n 10 --accumulate 3 --log-every 1 --eval data.pix"
+	$command -j1 -o $kind-one.st --log $kind-one.jsonl data.pix || bad "$kind-train alone"
+	ranks 2 $command -o $kind-two.st --log $kind-two.jsonl data.pix || bad "$kind-train: $(cat err)"
+	for metric in loss eval_loss $([ $kind = dvae ] && echo eval_codes eval_perplexity eval_relaxed_elb); do
+		near "$kind-train, 2 ranks: $metric" 2e-4 "$(last $kind-one.jsonl $metric)" "$(last $kind-two.jsonl $metric)"
+	done
+done
+
+# refuses STATUS TEXT COMMAND...: of all ranks one line
+refuses() {
+	want=$1 text=$2
+	shift 2
+	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" 2> err
+	status=$?
+	grep '^[a-z]*-train: ' err > told
+	[ $status -eq "$want" ] && [ "$(wc -l < told)" -eq 1 ] && grep -q -- "$text" told || bad "$*: status $status: $(cat err)"
+}
+two="$tiny --accumulate 2"
+refuses 2 'accumulate 1 is less than the 2 ranks' -n 2 $tiny -o new.st train.tok
+refuses 2 'stdin: is a pipe' -n 2 $two -o new.st
+refuses 2 'held: is a pipe' -n 2 sh -c "rm -f held; mkfifo held 2> /dev/null; exec $two --eval held -o new.st train.tok"
+refuses 3 'cut.tok: ' -n 2 sh -c "head -c 500 train.tok > cut.\$OMPI_COMM_WORLD_RANK; mv cut.\$OMPI_COMM_WORLD_RANK cut.tok; exec $two -o new.st cut.tok"
+refuses 2 '--patience needs' -n 2 $two --patience 2 -o new.st train.tok
+# one rank alone: it tells, none waits for it
+refuses 1 'rank 1: missing.tok: ' -n 1 $two -o new.st train.tok : -n 1 $two -o new.st missing.tok
+refuses 1 'rank 1: .*another state than rank 0' -n 1 $two -o new.st train.tok : -n 1 $two -o new.st held.tok
+[ ! -e new.st ] && [ ! -e new.st.lock ] || bad "a refused run left a file"
+(printf 'P6 8 8 255\n' && head -c 192 p1.ppm) > small.ppm
+(cat pairs.tsv && printf 'small.ppm\tsmall\n') > mixed.tsv && img-pack -q -s 0 mixed.tsv > mixed.pix || bad "setting up pictures of two sizes"
+refuses 3 'record .* is 8x8 pixels' -n 3 dvae-train -q -x tiny -b 2 -n 50 --size 16 --calibrate 0 --accumulate 3 -o mixed.st mixed.pix
+# a plan is printed once
+[ "$(mpirun -n 2 $two --dry-run train.tok | grep -c '^parameters')" -eq 1 ] || bad "--dry-run of two ranks"
+# ranks that do not compute alike: noticed before anything is written
+export EMU_DEVICES=1
+refuses 1 'rank 1: .*other bits than those of rank 0' -n 1 $two -p f32 -d cpu -o new.st train.tok : \
+	-n 1 env DALLE_PLUGINS="$BUILD/emulated:$BUILD/lib/dalle-tools" $two -p f32 -d cuda -o new.st train.tok
+[ ! -e new.st ] || bad "drifted ranks wrote a file"
+exit $failed
