@@ -385,29 +385,27 @@ static int sum_group(struct powersgd *s, struct comm *c, struct powersgd_matrix 
 	return comm_sum(c, from->q, q, type, e);
 }
 
-/* All other gradients and the flags in one sum. */
-static int sum_rest(struct powersgd *s, struct comm *c, struct error *e)
+/* The other gradients, one after the other, between their device and the message. */
+static int copy_rest(struct powersgd *s, bool get, struct error *e)
 {
 	struct params *p = s->params;
-	size_t at = 0;
+	float *x = s->message;
 	for (int i = 0; i < p->count; i++) {
-		if (compressed(&p->rows[i]))
+		const struct param *row = &p->rows[i];
+		if (compressed(row))
 			continue;
-		if (params_get(p, &p->rows[i], BLOCK_G, s->message + at, e))
+		if (get ? params_get(p, row, BLOCK_G, x, e) : params_put(p, row, BLOCK_G, x, e))
 			return -1;
-		at += p->rows[i].n;
-	}
-	if (comm_sum(c, s->message, s->rest + 2 * (size_t)s->count, COMM_F32, e))
-		return -1;
-	at = 0;
-	for (int i = 0; i < p->count; i++) {
-		if (compressed(&p->rows[i]))
-			continue;
-		if (params_put(p, &p->rows[i], BLOCK_G, s->message + at, e))
-			return -1;
-		at += p->rows[i].n;
+		x += row->n;
 	}
 	return 0;
+}
+
+/* They and the flags, in one sum. */
+static int sum_rest(struct powersgd *s, struct comm *c, struct error *e)
+{
+	size_t n = s->rest + 2 * (size_t)s->count;
+	return copy_rest(s, true, e) || comm_sum(c, s->message, n, COMM_F32, e) || copy_rest(s, false, e) ? -1 : 0;
 }
 
 static bool left_out(const struct powersgd *s)

@@ -22,7 +22,8 @@
  * DT_1_6_9: E, Q and the messages are in that format (D10), P and Q' multiplied by POWERSGD_P_SCALE and POWERSGD_Q_SCALE, P
  * once orthonormal as it is.  Values beyond the format's largest become it and are counted.
  *
- * All of this is on the host: memory, and products by a CPU device of its own; gradients may be on any device. */
+ * All of this is on the host: memory, and products by a CPU device of its own; gradients may be on any device.  Where they
+ * are kept in 16 bits, D is rounded to them, and E does not know of it. */
 #ifndef POWERSGD_H
 #define POWERSGD_H
 
