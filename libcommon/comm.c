@@ -41,21 +41,28 @@ static int open_plugin(struct comm *c, struct error *e)
 	return p->open(c, e);
 }
 
+/* A launcher of another MPI, or srun without its support, starts processes that do not find each other. */
+static int check_others(struct comm *c, struct error *e)
+{
+	if (c->size > 1)
+		return 0;
+	comm_close(c);
+	return fail(e, STATUS_FAIL, "MPI finds this one alone, expected mpirun or srun of the MPI that " PLUGIN " was built with");
+}
+
 int comm_open(struct comm *c, enum comm_choice how, struct error *e)
 {
 	const struct comm alone = {.size = 1, .sharing = 1};
+	bool others = started_with_others();
+	struct error why = {0};
 	*c = alone;
-	if (how == COMM_NONE || (how == COMM_AUTO && !started_with_others()))
+	if (how == COMM_NONE || (how == COMM_AUTO && !others))
 		return 0;
-	if (open_plugin(c, e) == 0)
+	if (open_plugin(c, &why) == 0 && (!others || check_others(c, &why) == 0))
 		return 0;
 	*c = alone;
-	if (how == COMM_AUTO && e->status) {
-		struct error first = *e;
-		*e = (struct error){0};
-		return fail(e, first.status, "started with other processes, but %.300s; --comm none trains in each by itself", first.text);
-	}
-	return -1;
+	return others ? fail(e, why.status, "started with other processes, but %.300s; --comm none trains in each by itself", why.text) :
+	                fail(e, why.status, "%s", why.text);
 }
 
 int comm_sum(struct comm *c, void *x, size_t n, enum comm_type type, struct error *e)

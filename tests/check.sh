@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY=passive
 passed=0 failed=0
 
 packages='gcc g++ make libzstd-dev libpng-dev libjansson-dev libxxhash-dev libjpeg62-turbo-dev
-	libdnnl-dev protobuf-compiler mandoc zstd fonts-noto-color-emoji unicode-data'
+	libdnnl-dev openmpi-bin libopenmpi-dev protobuf-compiler mandoc zstd fonts-noto-color-emoji unicode-data'
 
 install_missing() {
 	command -v dpkg-query >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return 0

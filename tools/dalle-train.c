@@ -181,9 +181,9 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	const struct header *h = data ? loader_header(data) : &none;
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
-	if (d.cut)
-		note(0, "captions were longer than %d tokens and were cut %llu times", model.config.text_length - 1,
-		     (unsigned long long)d.cut);
+	double cut = (double)d.cut;
+	if (!e->status && comm_sum(&ranks.c, &cut, 1, COMM_F64, e) == 0 && cut > 0)
+		note(0, "captions were longer than %d tokens and were cut %.0f times", model.config.text_length - 1, cut);
 	json_decref(t.config);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);

@@ -46,7 +46,7 @@ for format in f32 16; do
 	$ranks $long -o parts$format.st $how train.tok &
 	pid=$!
 	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
-	kill -TERM $pid 2>/dev/null
+	kill -USR1 $pid 2>/dev/null
 	wait $pid
 	model-info -s parts$format.st | grep -q '^unfinished ' || echo "powersgd: this machine is too fast to stop a run in time"
 	$ranks $long -o parts$format.st $how train.tok; ok $? "$format, resumed"

@@ -53,6 +53,10 @@ ranks 3 "$BUILD/tests/test-comm" abort > out
 status=$?
 [ $status -eq 3 ] && [ ! -s out ] || bad "a rank that aborts: status $status: $(cat out err)"
 
+SLURM_STEP_NUM_TASKS=2 $tiny -o lone.st train.tok 2> err
+[ $? -eq 1 ] && [ "$(wc -l < err)" -eq 1 ] && grep -q 'MPI finds this one alone' err && [ ! -e lone.st ] ||
+	bad "ranks that do not find each other: $(cat err)"
+
 # compare NAME N BOUND OPTION...: dalle-train by one process and by N
 compare() {
 	name=$1 n=$2 bound=$3
