@@ -63,12 +63,13 @@ int main(int argc, char **argv)
 		return finish(status);
 	run.device = "cpu", run.precision = 1; /* f32 */
 	need(device_open(&run, &ops, &dev, &err));
-	need(params_add(&p, NULL, PARAM_MATRIX, 1, 0, 2, (int64_t[]){rows, cols}, &err, "w") || params_build(&p, ops, dev, true, &err));
+	need(params_add(&p, NULL, PARAM_MATRIX, 1, 0, 2, (int64_t[]){rows, cols}, &err, "w") ||
+	     params_build(&p, ops, dev, true, &err));
 	size_t a = (size_t)(rows < cols ? rows : cols), r = (size_t)rank < a ? (size_t)rank : a;
 	double rate = 2 * pow(PRODUCT, 3) / product_seconds(PRODUCT);
 	double products = 3 * 2 * (double)rows * (double)cols * (double)r / rate;
-	printf("%lld x %lld, rank %zu: three products at %.0f GFLOP/s %.3f s, reflections %.3f s\n", (long long)rows, (long long)cols, r,
-	       rate * 1e-9, products, reflection_seconds(r, a));
+	printf("%lld x %lld, rank %zu: three products at %.0f GFLOP/s %.3f s, reflections %.3f s\n", (long long)rows,
+	       (long long)cols, r, rate * 1e-9, products, reflection_seconds(r, a));
 	for (enum dtype t = DT_F32; t <= DT_1_6_9; t += DT_1_6_9 - DT_F32) {
 		struct powersgd_options how = {.rank = (int)rank, .type = t, .seed = 1, .threads = (int)run.threads};
 		printf("%-6s %.3f s in all\n", dtype_name(t), sum_seconds(&p, &how));

@@ -1,5 +1,5 @@
-# powersgd.sh - dalle-train --powersgd: one rank and two give the same, full rank is a plain sum, runs go on to the same bits,
-# what does not fit is refused.
+# powersgd.sh - dalle-train --powersgd: one rank and two give the same, full rank is a plain sum, runs go on to the same
+# bits, what does not fit is refused.
 set -u
 fails=0
 gen=$(dirname "$(command -v dalle-train)")/../tests/gen-tokens
@@ -48,14 +48,15 @@ for format in f32 16; do
 	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
 	kill -USR1 $pid 2>/dev/null
 	wait $pid
-	model-info -s parts$format.st | grep -q '^unfinished ' || echo "powersgd: this machine is too fast to stop a run in time"
+	model-info -s parts$format.st | grep -q '^unfinished ' ||
+		echo "powersgd: no run was stopped, this machine is too fast for the test"
 	$ranks $long -o parts$format.st $how train.tok; ok $? "$format, resumed"
 	[ "$(tensors whole$format.st)" = "$(tensors parts$format.st)" ]; ok $? "$format: stopped and resumed: other weights"
 	model-info -J whole$format.st | grep -q '"train.e.blocks.0.attn.qkv.weight"'; ok $? "$format: error buffers are in the file"
 done
 # The file can be gone on with by another number of ranks.
 ranks=
-dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 110 -o wholef32.st --powersgd 2 --save-every 1 --keep-state train.tok 2>err
+$long -n 110 -o wholef32.st --powersgd 2 --keep-state train.tok 2>err
 ok $? "prolonged by one rank: $(cat err)"
 
 refused() { # STATUS PATTERN OPTION...
