@@ -43,7 +43,7 @@ for format in f32 16; do
 	how="--powersgd 2 --powersgd-format $format --save-every 1 --keep-state"
 	long="dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 100"
 	$ranks $long -o whole$format.st $how train.tok; ok $? "$format, 100 updates"
-	$ranks $long -o parts$format.st $how train.tok &
+	$ranks $long -o parts$format.st $how train.tok 2>err &
 	pid=$!
 	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
 	kill -USR1 $pid 2>/dev/null
