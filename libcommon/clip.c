@@ -47,8 +47,8 @@ static const struct {
 } presets[] = {
 	/* size patch, image: width layers heads, context vocabulary, text: width layers heads, embed, gelu closed,
 	 * lr decay warm-up average augment, hidden widths */
-	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.99, CLIP_SHIFT, 0, 0}},
-	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.99, CLIP_SHIFT, 0, 0}},
+	{"tiny",     {16, 8, 32, 2, 2, 24, 0, 32, 2, 2, 32, 0, 0, 1e-3, 0.1, 10, 0.999, CLIP_SHIFT, 0, 0}},
+	{"small",    {64, 8, 128, 3, 4, 32, 0, 128, 2, 4, 128, 0, 0, 1e-3, 0.1, 50, 0.999, CLIP_SHIFT, 0, 0}},
 	{"vit-b-32", {224, 32, 768, 12, 12, 77, 49408, 512, 12, 8, 512, 0, 0, 5e-4, 0.2, 2000, 0, CLIP_CROP, 0, 0}},
 };
 
@@ -117,9 +117,9 @@ static int check_config(const struct clip_config *c, struct error *e)
 	return check_tower("text", c->text_width, c->text_layers, c->text_heads, e);
 }
 
-static int config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
+int clip_config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e)
 {
-	struct clip_config r = {0};
+	struct clip_config r = *c;
 #define GET(f) \
 	if (!json_is_integer(json_object_get(j, #f))) \
 		return fail(e, STATUS_BAD, "%s: config has no whole number '%s'", file, #f); \
@@ -127,6 +127,7 @@ static int config_from_json(struct clip_config *c, const json_t *j, const char *
 	FIELDS(GET)
 #undef GET
 	r.closed = json_is_true(json_object_get(j, "closed"));
+	r.image_hidden = r.text_hidden = 0;
 	*c = r;
 	struct error inner = {0};
 	if (check_config(c, &inner))
@@ -322,12 +323,12 @@ int clip_build(struct clip *m, struct error *e)
 
 int clip_load(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e)
 {
-	struct clip_config c;
+	struct clip_config c = {0};
 	*m = (struct clip){0};
 	struct weights *w = weights_open(path, e);
 	if (!w)
 		return -1;
-	int r = weights_need_kind(w, "clip", e) || config_from_json(&c, weights_config(w), path, e) ||
+	int r = weights_need_kind(w, "clip", e) || clip_config_from_json(&c, weights_config(w), path, e) ||
 	        clip_plan(m, &c, ops, dev, batch, false, e) || clip_build(m, e) || params_load(&m->params, BLOCK_W, w, "", e);
 	if (!r) {
 		const char *id = weights_meta(w, "dalle.id"), *text = weights_meta(w, "dalle.text_id");
@@ -603,6 +604,17 @@ static int place_picture(struct clip_trainer *t, uint8_t *out, const struct reco
 	return 0;
 }
 
+/* A caption that does not fit is told when the first one is seen; the rest are counted. */
+static void count_cut(struct clip_trainer *t, const struct record *r)
+{
+	const struct clip_config *c = &t->model->config;
+	size_t most = (size_t)c->context - (c->closed ? 0 : 2);
+	t->drawn++;
+	if (r->text.n > most && t->cut++ == 0)
+		note(0, "the caption of record '%.*s' has %zu tokens and is cut to %zu (--context), as all longer ones are",
+		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", r->text.n, most);
+}
+
 /* Pictures, groups of equal captions and token lists of a batch; index numbers its first record for the draws. */
 static int gather(struct clip_trainer *t, const struct record *const *batch, int n, const struct tokens **text,
                   uint64_t index, bool training, struct error *e)
@@ -614,6 +626,8 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 			return fail(e, STATUS_BAD, "a record has no text tokens, expected a stream from bpe-encode");
 		if (place_picture(t, t->rgb + (size_t)i * side * side * 3, r, index + (uint64_t)i, training, e))
 			return -1;
+		if (training)
+			count_cut(t, r);
 		text[i] = &r->text;
 		t->group[i] = i;
 		for (int j = 0; j < i; j++) {
@@ -710,7 +724,7 @@ void clip_trainee(struct clip_trainer *t, struct trainee *out)
 	*out = (struct trainee){
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
-		.average_decay = (float)m->config.average_decay, .average_every = 10, .text_rows = "token_embedding.weight",
+		.average_decay = (float)m->config.average_decay, .average_every = 1, .text_rows = "token_embedding.weight",
 		.activation_bytes = arena_bytes(&m->arena), .grad_scale = GRAD_SCALE_RESBLOCK, .t_gradients = true,
 		.lr = step_size, .step = train_step, .evaluate = evaluate,
 	};

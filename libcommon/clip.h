@@ -30,7 +30,7 @@ struct clip_config {
 	int64_t closed;                                   /* captions come with start and end; 0: these are put around them */
 	double lr, decay;                                 /* AdamW defaults of the preset */
 	int64_t warmup;
-	double average_decay;                             /* of averages every 10 updates; 0: none, as in the paper */
+	double average_decay;                             /* of averages at every update; 0: none, as in the paper */
 	int augment;                                      /* enum clip_augment */
 	int64_t image_hidden, text_hidden;                /* MLP widths of published models; 0: 4 * width */
 };
@@ -85,6 +85,8 @@ int clip_load(struct clip *m, const char *path, const struct ops *ops, struct de
 int clip_open(struct clip *m, const char *path, const struct ops *ops, struct dev *dev, int batch, struct error *e);
 void clip_free(struct clip *m);
 json_t *clip_config_json(const struct clip_config *c);
+/* Sizes of a model file into c, whose recipe stays; `file` is for messages. */
+int clip_config_from_json(struct clip_config *c, const json_t *j, const char *file, struct error *e);
 
 /* n <= batch pictures (n, size, size, 3) RGB8 and captions as text tokens to unit vectors on the host,
  * image_out and text_out (n, E); either side may be NULL with its output. */
@@ -105,6 +107,7 @@ struct clip_trainer {
 	int64_t warmup;
 	uint8_t *rgb;   /* (batch, size, size, 3) host */
 	int32_t *group; /* (batch) host: equal captions share a number */
+	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than the context */
 };
 int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
 void clip_trainer_free(struct clip_trainer *t);

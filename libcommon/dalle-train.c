@@ -70,6 +70,16 @@ static void hide_tokens(struct dalle_fit *f, uint64_t seed, uint64_t place, int 
 	f->items[i].hidden = hidden;
 }
 
+/* A caption that does not fit is told when the first one is seen; the rest are counted. */
+static void count_cut(struct dalle_fit *f, const struct record *r, const struct dalle_item *item)
+{
+	size_t most = (size_t)f->d->c.text_length - 1;
+	f->drawn++;
+	if (item->text_n > most && f->cut++ == 0)
+		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (--text-length), as all longer ones are",
+		     f->file, (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", item->text_n, most);
+}
+
 /* One record as an item; tokens stay the record's or go into texts[i]. */
 static int make_item(struct dalle_fit *f, const struct train_step *s, const struct record *r, int i, struct error *e)
 {
@@ -101,9 +111,12 @@ static int make_item(struct dalle_fit *f, const struct train_step *s, const stru
 static int make_items(struct dalle_fit *f, const struct train_step *s, const struct record *const *batch, int n,
                       struct error *e)
 {
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n; i++) {
 		if (make_item(f, s, batch[i], i, e))
 			return -1;
+		if (s)
+			count_cut(f, batch[i], &f->items[i]);
+	}
 	return 0;
 }
 

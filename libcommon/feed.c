@@ -1,5 +1,6 @@
 /* feed.c - see feed.h. */
 #include "feed.h"
+#include "lines.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -137,27 +138,18 @@ static int next_line(struct feed *f, struct feed_item *item, struct error *e)
 	} while (r == 1 && f->line.n == 0);
 	if (r != 1)
 		return r;
-	const char *path = (const char *)f->line.p, *end = path + f->line.n;
-	const char *tab = memchr(path, '\t', f->line.n), *path_end = tab ? tab : end;
-	const char *caption = tab ? tab + 1 : f->caption, *caption_end = tab ? end : caption + strlen(caption), *key = NULL;
-	if (tab) {
-		const char *second = memchr(caption, '\t', (size_t)(end - caption));
-		caption_end = second ? second : end;
-		key = second && second + 1 < end && second[1] != '\t' ? second + 1 : NULL;
-	}
-	if (f->number == 1 && !tab && join_path(f, &item->path, path, f->line.n, e) == 0 &&
-	    access((char *)item->path.p, F_OK) && errno != EACCES)
+	struct list_line l;
+	bool tab = list_split(&l, f->line.p, f->line.n);
+	if (!tab)
+		l.caption = (const uint8_t *)f->caption, l.caption_n = strlen(f->caption);
+	if (join_path(f, &item->path, (const char *)l.name, l.name_n, e) || buf_set(&item->caption, l.caption, l.caption_n, e) ||
+	    list_key(&item->key, &l, e))
+		return -1;
+	if (f->number == 1 && !tab && access((char *)item->path.p, F_OK) && errno != EACCES)
 		return fail(e, STATUS_BAD, "%s: is no list of pictures: line 1 has no tab and names no file, expected path<TAB>caption",
 		            f->in.name);
-	if (path_end == path)
+	if (!l.name_n)
 		fail(&item->bad, STATUS_BAD, "%s: line %llu: no path", f->in.name, (unsigned long long)f->number);
-	const char *key_end = key ? memchr(key, '\t', (size_t)(end - key)) : NULL;
-	if (join_path(f, &item->path, path, (size_t)(path_end - path), e) ||
-	    buf_set(&item->caption, caption, (size_t)(caption_end - caption), e))
-		return -1;
-	if (key ? buf_set(&item->key, key, (size_t)((key_end ? key_end : end) - key), e)
-		: key_of_path(&item->key, path, (size_t)(path_end - path), e))
-		return -1;
 	return 1;
 }
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 enum { BLOCK = 1 << 18 };
@@ -21,6 +22,54 @@ struct lines {
 	size_t at, searched; /* no line end in in.p[at .. searched) */
 	uint64_t number, done, total;
 };
+
+/* ---- lists ---- */
+
+/* The length of p up to its first tab; *next is what follows it, NULL when there is none. */
+static size_t column(const uint8_t *p, const uint8_t *end, const uint8_t **next)
+{
+	const uint8_t *tab = p < end ? memchr(p, '\t', (size_t)(end - p)) : NULL;
+	*next = tab ? tab + 1 : NULL;
+	return (size_t)((tab ? tab : end) - p);
+}
+
+bool list_split(struct list_line *out, const uint8_t *p, size_t n)
+{
+	const uint8_t *end = p + n, *rest;
+	*out = (struct list_line){.name = p};
+	out->name_n = column(p, end, &out->caption);
+	if (!out->caption)
+		return false;
+	out->caption_n = column(out->caption, end, &out->key);
+	out->key_n = out->key ? column(out->key, end, &rest) : 0;
+	return true;
+}
+
+static bool is_picture_extension(const uint8_t *p, size_t n)
+{
+	static const char *const known[] = {"png", "jpg", "jpeg", "jpe", "jfif", "ppm", "pgm", "pbm", "pnm", "pam", "webp", "gif",
+	                                    "bmp", "tif", "tiff"};
+	for (size_t i = 0; i < ARRAY_LEN(known); i++)
+		if (strlen(known[i]) == n && strncasecmp(known[i], (const char *)p, n) == 0)
+			return true;
+	return false;
+}
+
+int list_key(struct buf *key, const struct list_line *l, struct error *e)
+{
+	size_t dot = l->name_n, from;
+	if (l->key_n)
+		return buf_set(key, l->key, l->key_n, e);
+	while (dot && l->name[dot - 1] != '.' && l->name[dot - 1] != '/')
+		dot--;
+	if (dot < 2 || l->name[dot - 1] != '.' || l->name[dot - 2] == '/' || !is_picture_extension(l->name + dot, l->name_n - dot))
+		return buf_set(key, l->name, l->name_n, e);
+	for (from = dot - 1; from && l->name[from - 1] != '/';)
+		from--;
+	return buf_set(key, l->name + from, dot - 1 - from, e);
+}
+
+/* ---- lines ---- */
 
 static char *const stdin_operand[] = {"-"};
 
@@ -147,16 +196,17 @@ int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e)
 	}
 }
 
-int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, size_t *at, struct error *e)
+int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, struct list_line *out, struct error *e)
 {
-	const uint8_t *found = n ? memchr(p, '\t', n) : NULL;
-	*at = tab && found ? (size_t)(found + 1 - p) : 0;
-	if (tab && !found)
+	bool has_tab = list_split(out, p, n);
+	if (tab && !has_tab)
 		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l),
 		            (unsigned long long)lines_number(l));
-	if (!tab && found && lines_number(l) == 1)
-		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, cut -f2 for a list "
-		            "of pictures", lines_name(l));
+	if (!tab && has_tab && lines_number(l) == 1)
+		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, as in a list of pictures",
+		            lines_name(l));
+	if (!tab)
+		*out = (struct list_line){.caption = p, .caption_n = n};
 	return 0;
 }
 

@@ -4,6 +4,18 @@
 
 #include "util.h"
 
+/* A line of a list, NAME<TAB>CAPTION[<TAB>KEY[<TAB>...]], as img-pack and the BPE tools read it.  Borrowed. */
+struct list_line {
+	const uint8_t *name, *caption, *key;
+	size_t name_n, caption_n, key_n; /* key_n 0: no third column, or an empty one */
+};
+/* false: no tab, all of it is the name. */
+bool list_split(struct list_line *out, const uint8_t *p, size_t n);
+/* The record's key: the third column, or the name, of which a path with the extension of a picture leaves the base name
+ * without it ("a/b.c.png": "b.c"; "v1.2" stays, "00/0017" stays).  The same for both kinds of tools, so that their records
+ * meet. */
+int list_key(struct buf *key, const struct list_line *l, struct error *e);
+
 struct lines;
 
 /* Reads the operands one after the other; n = 0 or "-" is stdin.  Lines end with `end` ('\n',
@@ -12,9 +24,9 @@ struct lines *lines_open(char *const *files, int n, char end, struct error *e);
 /* The next line: 1 with *p valid until the next call, 0 at the end, -1.  A line of more than
  * STREAM_MAX_TEXT bytes is STATUS_LIMIT; a file that is a token stream or no text STATUS_BAD. */
 int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e);
-/* Where the caption of that line begins: after KEY<TAB> with `tab`, else at 0.  -1: no tab where one must be (STATUS_BAD),
- * or one in the first line where there should be none (STATUS_USAGE). */
-int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, size_t *at, struct error *e);
+/* What that line holds: a line of a list with `tab`, else a caption alone.  -1: no tab where one must be (STATUS_BAD), or
+ * one in the first line where there should be none (STATUS_USAGE). */
+int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, struct list_line *out, struct error *e);
 uint64_t lines_number(const struct lines *l); /* of the line read last, from 1, over all files */
 const char *lines_name(const struct lines *l); /* file being read, for messages */
 /* Bytes consumed of bytes in all (0 when unknown), for progress. */

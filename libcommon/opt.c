@@ -2,6 +2,7 @@
  * table carries ranges, defaults and help, and presets look options up before parsing. */
 #include "opt.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,9 +73,12 @@ static void print_default(const struct opt *o)
 {
 	switch (o->kind) {
 	case OPT_K_INT: printf(" [%lld]", (long long)*o->to.integer); break;
-	case OPT_K_REAL: printf(" [%g]", *o->to.real); break;
+	case OPT_K_REAL:
+		if (!isnan(*o->to.real)) /* which stands for none */
+			printf(" [%g]", *o->to.real);
+		break;
 	case OPT_K_STRING:
-		if (*o->to.string)
+		if (*o->to.string && **o->to.string)
 			printf(" [%s]", *o->to.string);
 		break;
 	case OPT_K_CHOICE: {

@@ -39,6 +39,7 @@ static void draw(const struct progress *p, uint64_t done, double elapsed, const 
 	fprintf(stderr, " %s, %.*f/s%s%s%s\033[K", p->unit, rate < 10 ? 2 : 0, rate, left, detail ? ", " : "",
 	        detail ? detail : "");
 	fflush(stderr);
+	line_shown = true;
 }
 
 void progress_update(struct progress *p, uint64_t done, const char *detail)
@@ -54,9 +55,10 @@ void progress_update(struct progress *p, uint64_t done, const char *detail)
 
 void progress_end(struct progress *p)
 {
-	if (p->active && p->shown > p->started) {
+	if (p->active && line_shown) {
 		fputs("\r\033[K", stderr);
 		fflush(stderr);
+		line_shown = false;
 	}
 	p->active = false;
 }

@@ -2,6 +2,7 @@
  * and is told, and which tensors are drawn anew for another vocabulary. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "device.h"
 #include "train-run.h"
@@ -113,12 +114,23 @@ int train_init_open(struct train_run *r, struct error *e)
 	if ((r->init.other_text || r->init.other_image) && !r->o->new_vocabulary)
 		return refuse_codec(r, r->init.file, e);
 	r->init.commands = parsed(r->init.file, "dalle.command");
-	return 0;
+	return weights_id(r->init.file, r->init.id, e);
 }
 
 int train_init_load(struct train_run *r, struct error *e)
 {
 	return load(r, r->init.file, e);
+}
+
+int train_init_sizes(const struct tool *tool, int argc, char **argv, const char *kind, struct weights **w, struct error *e)
+{
+	struct stat st;
+	const char *path = opt_early(tool, argc, argv, "init", NULL);
+	*w = NULL;
+	if (!path || opt_early(tool, argc, argv, "preset", NULL) || (stat(path, &st) == 0 && !S_ISREG(st.st_mode)))
+		return 0;
+	*w = weights_open(path, e);
+	return *w ? weights_need_kind(*w, kind, e) : -1;
 }
 
 void train_init_close(struct train_run *r)

@@ -83,14 +83,6 @@ static double epochs_done(const struct train_run *r)
 
 /* ---- events ---- */
 
-/* Make room for a message; the next update draws the line again. */
-static void clear_line(struct train_log *l)
-{
-	bool active = l->progress.active;
-	progress_end(&l->progress);
-	l->progress.active = active;
-}
-
 void train_log_start(struct train_run *r)
 {
 	struct train_log *l = &r->log;
@@ -192,7 +184,6 @@ static void watch_loss(struct train_run *r, double loss)
 	double middle = before[SPIKE_WINDOW / 2], highest = before[SPIKE_WINDOW - 1];
 	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 100))
 		return;
-	clear_line(l);
 	warn("step %lld: the loss jumped to %.4g; the %d updates before had %.4g in the middle, %.4g at most", (long long)r->step,
 	     loss, SPIKE_WINDOW, middle, highest);
 	l->spike_told = r->step;
@@ -222,23 +213,32 @@ void train_log_halving(struct train_run *r, double mean, double least, double lr
 	set_real(j, "", "window_loss", mean);
 	set_real(j, "", "least_window_loss", least);
 	put_line(&r->log, j);
-	if (verbosity >= 0)
-		clear_line(&r->log);
 	note(0, "step %lld: the mean loss is %.6g after %.6g: step size halved to %.4g (%d of %d)", (long long)r->step, mean, least,
 	     lr, r->plateau.halvings, r->t->plateau.most);
 }
 
+/* The update whose averaging an evaluation shows. */
+static int64_t averaged_at(const struct train_run *r)
+{
+	int64_t every = r->t->average_every;
+	return !train_averages(r->t) || r->step <= every || r->step == r->steps ? r->step : r->step / every * every;
+}
+
 void train_log_evaluation(struct train_run *r, const struct metrics *m)
 {
+	char of[60] = "";
+	int64_t averaged = averaged_at(r);
 	json_t *j = json_object();
 	json_object_set_new(j, "step", json_integer(r->step));
 	set_real(j, "", "epoch", epochs_done(r));
 	set_metrics(j, "eval_", m, 1);
 	set_real(j, "", "seconds", trained_seconds(r));
+	if (averaged != r->step) {
+		json_object_set_new(j, "averaged_step", json_integer(averaged));
+		snprintf(of, sizeof of, " of the average of step %lld", (long long)averaged);
+	}
 	put_line(&r->log, j);
-	if (verbosity >= 0)
-		clear_line(&r->log);
-	note(0, "step %lld: held-out loss %.6g", (long long)r->step, metrics_get(m, "loss"));
+	note(0, "step %lld: held-out loss %.6g%s", (long long)r->step, metrics_get(m, "loss"), of);
 }
 
 void train_log_end(struct train_run *r, const char *what)
@@ -254,8 +254,9 @@ void train_log_end(struct train_run *r, const char *what)
 	getrusage(RUSAGE_SELF, &use);
 	format_duration(time, sizeof time, seconds_now() - r->began);
 	format_bytes(memory, sizeof memory, (uint64_t)use.ru_maxrss * 1024);
-	note(0, "%s: %s at step %lld of %lld, %s, peak memory %s", r->o->output, what, (long long)r->step,
-	     (long long)r->steps, time, memory);
+	bool stopped = strcmp(what, "stopped") == 0;
+	note(0, "%s: %s at step %lld of %lld, %s, peak memory %s%s", r->o->output, stopped ? "stopped and saved" : what,
+	     (long long)r->step, (long long)r->steps, time, memory, stopped ? "; the same command continues" : "");
 }
 
 void train_log_close(struct train_run *r)

@@ -160,6 +160,17 @@ static int check_options(const struct trainee *t, const struct train_options *o,
 	return 0;
 }
 
+static int refuse_memory(const struct trainee *t, const struct train_options *o, const struct ops *ops, enum dtype type,
+                         uint64_t needed, uint64_t room, struct error *e)
+{
+	char need[24], have[24];
+	format_bytes(need, sizeof need, needed);
+	format_bytes(have, sizeof have, room);
+	return fail(e, STATUS_LIMIT, "training needs %s of memory, %s has %s free; it needs less with %s%s%s%sa smaller model",
+	            need, ops->name, have, t->batch > 1 ? "a smaller --batch or " : "", t->can_recompute ? "--recompute or " : "",
+	            o->moments == 0 ? "--moments 16 or " : "", !o->no_master && type != DT_F32 ? "--no-master or " : "");
+}
+
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e)
 {
@@ -173,9 +184,5 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 	uint64_t room = ops->memory(dev);
 	if (m.total <= room)
 		return o->dry_run;
-	char need[24], have[24];
-	format_bytes(need, sizeof need, m.total);
-	format_bytes(have, sizeof have, room);
-	return fail(e, STATUS_LIMIT, "training needs %s of memory, %s has %s free: lower --batch or take a smaller model",
-	            need, ops->name, have);
+	return refuse_memory(t, o, ops, ops->type(dev), m.total, room, e);
 }

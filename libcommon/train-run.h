@@ -48,6 +48,7 @@ struct plateau {
 struct train_init {
 	struct weights *file; /* NULL: none */
 	bool other_text, other_image; /* it is of another vocabulary, dVAE */
+	char id[ID_LENGTH + 1];
 	int anew;             /* tensors that it did not give */
 	json_t *commands;     /* that made it; NULL when unknown */
 };

@@ -155,14 +155,11 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 	/* Only what differs from the usual, so that files of earlier versions can be continued. */
 	const struct storage *s = &r->p->storage;
 	bool failed = (s->moments_16 && json_object_set_new(r->identity, "moments", json_string("16"))) ||
-	              (s->no_master && json_object_set_new(r->identity, "no_master", json_true()));
+	              (s->no_master && json_object_set_new(r->identity, "no_master", json_true())) ||
+	              (r->t->plateau.most && json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r))) ||
+	              (r->init.file && json_object_set_new(r->identity, "init", json_string(r->init.id))) ||
+	              (r->o->powersgd.rank && json_object_set_new(r->identity, "powersgd", train_powersgd_json(r)));
 	r->lineage = lineage_json(loader_header(r->data));
-	if (r->identity && r->t->plateau.most)
-		json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r));
-	if (r->identity && r->o->powersgd.rank)
-		json_object_set_new(r->identity, "powersgd", train_powersgd_json(r));
-	if (r->identity && r->init.file)
-		json_object_set_new(r->identity, "init", json_string(weights_meta(r->init.file, "dalle.id")));
 	r->commands = json_is_array(r->init.commands) ? json_copy(r->init.commands) : json_array();
 	json_t *command = command_json(argc, argv, e);
 	if (failed || !r->identity || !r->lineage || !r->commands || !command || json_array_append_new(r->commands, command))

@@ -66,11 +66,10 @@ static int compute(struct train_run *r, struct train_step *s, struct metrics *m,
 static void average(struct train_run *r)
 {
 	int64_t every = r->t->average_every, done = r->step + 1;
-	if (!train_averages(r->t) || (done % every && done != r->steps))
+	if (!train_averages(r->t) || (done > every && done % every && done != r->steps))
 		return;
-	double k = (double)((done - 1) / every); /* averagings before this one */
-	double decay = fmin(r->t->average_decay, (1 + k) / (10 + k));
-	params_average(r->p, (float)decay);
+	double k = (double)((done - 1) / every); /* 0 through the first averaging: the average is the weights */
+	params_average(r->p, (float)fmin(r->t->average_decay, k / (9 + k)));
 }
 
 /* The scales go on.  Without them, or when they cannot help, the run ends. */
@@ -357,9 +356,6 @@ static int run(struct train_run *r, struct error *e)
 	if (status == STATUS_OK && finish_run(r, e))
 		status = -1;
 	train_log_end(r, status == STATUS_OK ? "complete" : status == STATUS_AGAIN ? "stopped" : "failed");
-	if (status == STATUS_AGAIN)
-		note(0, "%s: stopped and saved at step %lld of %lld; the same command continues", r->o->output,
-		     (long long)r->step, (long long)r->steps);
 	return status;
 }
 

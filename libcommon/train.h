@@ -24,8 +24,10 @@
  *
  * Several ranks (comm.h) share out the batches of an update; see ranks_open.
  *
- * Averages: avg = d avg + (1 - d) w with d = min(average_decay, (1 + k) / (10 + k)) at averaging k = 0, 1, ..., so that
- * the random start is forgotten early and a short run is not dominated by it; the last update is always averaged. */
+ * Averages: avg = d avg + (1 - d) w with d = min(average_decay, k / (9 + k)) at averaging k = 0, 1, ..., so that the
+ * random start is never part of it and a short run is not dominated by its first weights.  Until averaging 0 is due the
+ * average follows the weights, and the last update is always averaged.  An evaluation in between shows, and a checkpoint
+ * holds, the average as it was at the averaging before; the line of progress and the log then say so. */
 #ifndef TRAIN_H
 #define TRAIN_H
 
@@ -97,7 +99,8 @@ struct train_options {
 	OPT_FLAG(0, "no-master", &(t)->no_master, "keep matrices in 16 bits only, rounded at random; with -p bf16 or f16"), \
 	OPT_CHOICE(0, "comm", &(t)->comm, COMM_CHOICES, "how ranks that train together reach each other, see dalle-ranks(7)"), \
 	OPT_FLAG(0, "restart", &(t)->restart, "start anew even if the file is an unfinished run"), \
-	OPT_STRING(0, "init", &(t)->init, "MODEL", "start from this model's weights instead of chance"), \
+	OPT_STRING(0, "init", &(t)->init, "MODEL", \
+	           "start from this model's weights, and sizes without --preset, not from chance"), \
 	OPT_FLAG(0, "keep-state", &(t)->keep_state, \
 	         "keep the optimizer's state in the finished file, so that a larger --steps goes on"), \
 	OPT_FLAG(0, "dry-run", &(t)->dry_run, "print the memory plan and exit")
@@ -135,6 +138,7 @@ struct trainee {
 	enum grad_scale_kind grad_scale;     /* in f16 */
 	bool t_gradients;                    /* step() heeds params_dw: without a master copy, gradients are T as well */
 	uint64_t activation_bytes;           /* for the memory plan */
+	bool can_recompute;                  /* --recompute is there and not given: named when memory does not suffice */
 	struct plateau_rule plateau;
 	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary
 	 * changes.  NULL: none. */
@@ -164,6 +168,10 @@ struct trainee {
  * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE. */
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
+
+/* The model that --init names, before the options are parsed, so that its sizes can take the place of a preset's: *w is
+ * NULL when there is none, when --preset names other defaults, or when the file can be read only once (a pipe). */
+int train_init_sizes(const struct tool *tool, int argc, char **argv, const char *kind, struct weights **w, struct error *e);
 
 /* The whole run; params are built for training, data is loaded here.  Returns an exit status: STATUS_OK, STATUS_AGAIN after
  * a stop signal (saved), or e->status. */

@@ -14,6 +14,7 @@
 
 const char *program_name = "dalle-tools";
 int verbosity;
+bool line_shown;
 volatile sig_atomic_t stop_requested;
 
 /* Temporary files to unlink from the signal handler.  tok-shuf has the most, 65. */
@@ -69,7 +70,8 @@ static void message(const char *fmt, va_list ap)
 	char text[1024];
 	vsnprintf(text, sizeof text, fmt, ap);
 	fflush(stdout);
-	fprintf(stderr, "%s: ", program_name);
+	fprintf(stderr, "%s%s: ", line_shown ? "\r\033[K" : "", program_name);
+	line_shown = false;
 	put_escaped(text, stderr);
 	fputc('\n', stderr);
 }

@@ -46,6 +46,7 @@ void put_escaped(const char *s, FILE *f);
 /* Messages of tools.  program_name is set first thing in main. */
 extern const char *program_name;
 extern int verbosity; /* -1 quiet (-q), 0 normal, 1.. verbose (-v) */
+extern bool line_shown; /* progress.c: an unfinished line stands on stderr; messages clear it */
 /* "NAME: text" on stderr; control bytes of file names are escaped. */
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The same, only when verbosity >= level. */

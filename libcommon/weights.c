@@ -298,6 +298,28 @@ static int check_identity(const struct weights *w, struct error *e)
 	return r;
 }
 
+int weights_id(const struct weights *w, char id[ID_LENGTH + 1], struct error *e)
+{
+	const char *told = weights_meta(w, "dalle.id");
+	if (told) {
+		snprintf(id, ID_LENGTH + 1, "%s", told);
+		return 0;
+	}
+	struct weights_sum *sums = mem_alloc(w->count + 1, sizeof *sums, e);
+	char (*hex)[17] = mem_alloc(w->count + 1, sizeof *hex, e);
+	size_t n = sums && hex ? list_sums(w, sums) : 0;
+	int r = sums && hex ? 0 : -1;
+	for (size_t i = 0; r == 0 && i < n; i++) {
+		r = weights_verify(w, weights_find(w, sums[i].name), hex[i], e) < 0 ? -1 : 0;
+		sums[i].checksum = hex[i];
+	}
+	if (r == 0)
+		r = weights_identify(weights_meta(w, "dalle.kind"), weights_meta(w, "dalle.config"), sums, n, id, e);
+	free(sums);
+	free(hex);
+	return r;
+}
+
 static int open_safetensors(struct weights *w, const uint8_t *first, size_t n, struct error *e)
 {
 	return read_header(w, first, n, e) || read_metadata(w, e) || read_tensors(w, e) || check_identity(w, e) ? -1 : 0;

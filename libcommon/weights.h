@@ -64,6 +64,8 @@ struct weights_sum {
 };
 int weights_identify(const char *kind, const char *config, const struct weights_sum *sums, size_t n, char id[ID_LENGTH + 1],
                      struct error *e);
+/* That of a file: dalle.id, or where another program wrote none, what ours would have written, computed from all tensors. */
+int weights_id(const struct weights *w, char id[ID_LENGTH + 1], struct error *e);
 /* The metadata as a JSON object of strings (borrowed; empty when there is none). */
 const json_t *weights_metadata(const struct weights *w);
 

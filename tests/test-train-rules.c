@@ -123,6 +123,23 @@ static void check_prolonging(void)
 	toy_free(m);
 }
 
+/* A file whose program wrote no id has the one that ours would have written. */
+static void check_id(const char *path)
+{
+	struct error e = {0};
+	char told[ID_LENGTH + 1] = "told", found[ID_LENGTH + 1] = "found", *at;
+	struct weights *w = weights_open(path, &e);
+	CHECK(w && weights_id(w, told, &e) == 0 && strstr(meta("dalle.run"), told), "the id of --init is in the run: %s", e.text);
+	weights_close(w);
+	struct buf b = file_bytes(path);
+	FILE *f = b.n && (at = memmem(b.p, b.n, "dalle.id", 8)) ? fopen(path, "r+b") : NULL;
+	CHECK(f && fseek(f, at - (char *)b.p, SEEK_SET) == 0 && fputs("other.id", f) >= 0 && fclose(f) == 0, "a file without id");
+	buf_free(&b);
+	w = weights_open(path, &e);
+	CHECK(w && !weights_meta(w, "dalle.id") && weights_id(w, found, &e) == 0 && strcmp(found, told) == 0, "%s, not %s: %s", found, told, e.text);
+	weights_close(w);
+}
+
 static void check_init(void)
 {
 	struct train_options o = usual();
@@ -143,6 +160,7 @@ static void check_init(void)
 	weights_close(w);
 	free(host);
 	CHECK(strstr(meta("dalle.run"), "\"init\":"), "the run's identity tells: %s", meta("dalle.run"));
+	check_id(source);
 	toy_free(m);
 	CHECK(rename(model, source) == 0, "rename");
 	m = toy_new();

@@ -19,7 +19,7 @@ static void check_average(void)
 			if (done % 3 && done != STEPS)
 				continue;
 			double w = done < STEPS ? (double)m->history[done][i] : (double)m->w->w[i];
-			double decay = fmin(0.9, (1.0 + k) / (10.0 + k));
+			double decay = fmin(0.9, k / (9.0 + k));
 			avg = decay * avg + (1 - decay) * w;
 			k++;
 		}
@@ -39,6 +39,25 @@ static void check_average(void)
 	struct stat before, after;
 	stat(model, &before);
 	CHECK(run_fresh(&o, &e) == STATUS_OK && stat(model, &after) == 0 && before.st_ino == after.st_ino, "again: already complete");
+	unlink(model);
+}
+
+/* Before the first averaging is due a checkpoint holds the weights, not the random start. */
+static void check_first_average(void)
+{
+	struct toy *m = toy_new();
+	struct train_options o = usual();
+	struct error e;
+	m->t.average_every = STEPS;
+	m->stop_at = 7;
+	CHECK(run(m, &o, &e) == STATUS_AGAIN && strcmp(meta("dalle.step"), "8") == 0, "stopped: %s", e.text);
+	struct weights *f = weights_open(model, &e);
+	float *host = calloc(m->p.total, sizeof *host);
+	CHECK(f && params_load_host(host, &m->p, f, "", &e) == 0 && memcmp(host, m->w->w, sizeof(float) * OUT * IN) == 0 &&
+	      memcmp(host, m->history[0], sizeof(float) * OUT * IN) != 0, "the average follows the weights: %s", e.text);
+	free(host);
+	weights_close(f);
+	toy_free(m);
 	unlink(model);
 }
 
@@ -316,7 +335,7 @@ static void check_log(void)
 	struct error e;
 	char line[4000];
 	int begins = 0, steps = 0, evaluations = 0, ends = 0, bad = 0;
-	double last = NAN, first = NAN;
+	double last = NAN, first = NAN, averaged = 0;
 	o.log = log_path;
 	o.log_every = 4;
 	o.eval = held_path;
@@ -331,6 +350,7 @@ static void check_log(void)
 		begins += json_is_string(json_object_get(j, "begin")) && json_is_object(json_object_get(j, "config"));
 		ends += json_is_string(json_object_get(j, "end"));
 		evaluations += json_is_real(json_object_get(j, "eval_loss")) && json_number_value(json_object_get(j, "eval_records")) == 1;
+		averaged += json_number_value(json_object_get(j, "averaged_step"));
 		if (json_is_real(json_object_get(j, "loss"))) {
 			steps += json_is_real(json_object_get(j, "lr")) && json_is_real(json_object_get(j, "grad_norm")) &&
 			         json_is_real(json_object_get(j, "records_per_second")) && json_is_real(json_object_get(j, "epoch"));
@@ -343,6 +363,7 @@ static void check_log(void)
 		fclose(f);
 	CHECK(bad == 1 && begins == 1 && steps == 10 && evaluations == 2 && ends == 1, "log: %d bad, %d begin, %d steps, %d evaluations, %d end",
 	      bad, begins, steps, evaluations, ends);
+	CHECK(averaged == 18, "the evaluation of step 20 tells of which average it is, that of the last step need not: %g", averaged);
 	CHECK(last < first / 4, "the loss fell from %g to %g", first, last);
 	unlink(model);
 	unlink(log_path);
@@ -360,7 +381,14 @@ static void check_plan(void)
 	o.dry_run = true;
 	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == 1, "dry run: %s", e.text);
 	m->t.activation_bytes = 1ull << 50;
-	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && e.status == STATUS_LIMIT && strstr(e.text, "1.0 PiB"), "too large: %s", e.text);
+	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && e.status == STATUS_LIMIT && strstr(e.text, "1.0 PiB") &&
+	      strstr(e.text, "less with a smaller --batch or --moments 16 or a smaller model"), "too large: %s", e.text);
+	e = (struct error){0};
+	o.moments = 1;
+	m->t.batch = 1;
+	m->t.can_recompute = true;
+	CHECK(train_plan(&m->t, &o, m->ops, m->dev, &e) == -1 && strstr(e.text, "less with --recompute or a smaller model"), "%s", e.text);
+	o.moments = 0;
 	e = (struct error){0};
 	o.dry_run = false;
 	o.output = NULL;
@@ -419,6 +447,7 @@ int main(void)
 {
 	toy_start("test-train");
 	check_average();
+	check_first_average();
 	check_resume();
 	check_kill();
 	check_random_kills();

@@ -19,7 +19,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "dropout", &dropout, 0, 1, "P", "BPE dropout: skip each merge with this probability"),
 	OPT_INT('s', "seed", &seed, 0, INT64_MAX / 1024, "N", "seed of the dropout"),
 	OPT_FLAG(0, "strict", &strict, "fail instead of cutting captions or mending their UTF-8"),
-	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION"),
+	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION, as in a list of pictures"),
 	OPT_FLAG('0', "zero", &zero, "lines end with NUL, not newline"),
 	OPT_INT(0, "level", &level, -1, 22, "N", "compression level, 0 for none (bare), -1 for the smallest file"),
 	OPT_OUTPUT(&output),
@@ -31,6 +31,7 @@ static const struct tool tool = {"bpe-encode", "-m VOCAB [OPTION]... [FILE]...",
 struct job {
 	struct bpe *bpe;
 	struct bpe_coder *coder;
+	struct buf key; /* of the present line, as it came */
 	uint64_t records, captions, cut, mended;
 };
 
@@ -61,17 +62,15 @@ static void set_codec(struct header *h, const struct bpe *b)
 
 /* ---- lines ---- */
 
-/* Key and caption from a line: the key is before the tab, or the line's number. */
+/* Key and caption from a line: the key is that of a list's line, or the line's number. */
 static int line_record(struct job *j, struct lines *l, const uint8_t *p, size_t n, struct record *r, struct error *e)
 {
 	unsigned long long number = lines_number(l);
-	size_t skip;
+	struct list_line line;
 	record_clear(r);
-	if (lines_caption(l, tab, p, n, &skip, e))
+	if (lines_caption(l, tab, p, n, &line, e) || (tab ? list_key(&j->key, &line, e) : buf_printf(&r->key, e, "%llu", number)))
 		return -1;
-	if (!tab && buf_printf(&r->key, e, "%llu", number))
-		return -1;
-	int key = tab ? text_repair(p, skip - 1, &r->key, e) : 0, caption = text_repair(p + skip, n - skip, &r->caption, e);
+	int key = tab ? text_repair(j->key.p, j->key.n, &r->key, e) : 0, caption = text_repair(line.caption, line.caption_n, &r->caption, e);
 	if (key < 0 || caption < 0)
 		return -1;
 	j->mended += key || caption;
@@ -178,6 +177,7 @@ int main(int argc, char **argv)
 		return finish(opt_misuse("-m VOCAB is needed"));
 	struct job j = {0};
 	status = run(&j, argc, argv, first);
+	buf_free(&j.key);
 	bpe_coder_free(j.coder);
 	bpe_close(j.bpe);
 	return finish(status);

@@ -16,7 +16,7 @@ static const struct opt options[] = {
 	OPT_INT('k', "size", &size, 256, BPE_MAX_SIZE, "SIZE", "tokens in the vocabulary, the 256 bytes included"),
 	OPT_INT('f', "min-count", &min_count, 1, 1e15, "N", "merge only pairs that come at least N times"),
 	OPT_CHOICE(0, "rule", &rule, BPE_RULES, "what may be merged: letters a-z, or non-ASCII bytes too"),
-	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION"),
+	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION, as in a list of pictures"),
 	OPT_FLAG('0', "zero", &zero, "lines end with NUL, not newline"),
 	OPT_OUTPUT(&output),
 	OPT_END,
@@ -33,8 +33,8 @@ static int count_lines(struct bpe_counts *c, char **files, int n, uint64_t *capt
 	struct progress progress;
 	progress_start(&progress, "bytes", 0);
 	while (l && (r = lines_next(l, &p, &length, e)) > 0) {
-		size_t skip;
-		if ((r = lines_caption(l, tab, p, length, &skip, e)) || (r = bpe_count(c, p + skip, length - skip, e)))
+		struct list_line line;
+		if ((r = lines_caption(l, tab, p, length, &line, e)) || (r = bpe_count(c, line.caption, line.caption_n, e)))
 			break;
 		uint64_t done;
 		if (++*captions % 4096 == 0) {

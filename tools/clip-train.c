@@ -38,6 +38,22 @@ static const struct opt options[] = {
 static const struct tool tool = {"clip-train", "-o MODEL [OPTION]... [FILE]...",
                                  "Train CLIP on records with captions as text tokens and pixels", options};
 
+/* A preset's sizes and recipe; --init brings its model's sizes.  -1 to go on, or the exit status. */
+static int apply_preset(int argc, char **argv)
+{
+	struct error e = {0};
+	struct weights *w;
+	if (clip_preset(opt_early(&tool, argc, argv, "preset", preset), &config, &e))
+		return opt_misuse("%s", e.text);
+	int r = train_init_sizes(&tool, argc, argv, "clip", &w, &e);
+	if (r == 0 && w && (r = clip_config_from_json(&config, weights_config(w), weights_path(w), &e)) == 0) {
+		size = config.size;
+		closed = config.closed;
+	}
+	weights_close(w);
+	return r ? report(&e) : -1;
+}
+
 /* What the data decides: picture size and vocabulary. */
 static int fit_config(const struct header *h, const char *file, struct error *e)
 {
@@ -93,6 +109,9 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
 	}
+	if (trainer.cut)
+		note(0, "%llu of %llu captions drawn, a record's at each pass, were cut to %lld tokens", (unsigned long long)trainer.cut,
+		     (unsigned long long)trainer.drawn, (long long)config.context - (config.closed ? 0 : 2));
 	clip_trainer_free(&trainer);
 	clip_free(&model);
 	return e->status ? e->status : status;
@@ -101,11 +120,10 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
-	if (clip_preset(opt_early(&tool, argc, argv, "preset", preset), &config, &e)) {
-		program_name = tool.name;
-		return finish(opt_misuse("%s", e.text));
-	}
-	int first, status = opt_parse(&tool, argc, argv, &first);
+	program_name = tool.name;
+	int first, status = apply_preset(argc, argv);
+	if (status < 0)
+		status = opt_parse(&tool, argc, argv, &first);
 	if (status < 0)
 		status = check_options();
 	if (status >= 0)

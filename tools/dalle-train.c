@@ -13,7 +13,7 @@ static int64_t layers, width, heads, conv_k, text_length, average_every, memory 
 static int64_t powersgd_rank, most_halvings = 5, plateau_window, plateau_patience = 2;
 static double caption_dropout, token_dropout, plateau_gain = 0.002;
 static struct dalle_preset model;
-static bool recompute, centred, on_plateau;
+static bool recompute, centred, on_plateau, cosine;
 static int grad_scale, powersgd_format;
 
 static const struct opt options[] = {
@@ -33,9 +33,10 @@ static const struct opt options[] = {
 	OPT_REAL(0, "caption-dropout", &caption_dropout, 0, 1, "P", "share of captions replaced by the empty one, for --guidance"),
 	OPT_REAL(0, "token-dropout", &token_dropout, 0, 1, "P",
 	         "share of image tokens hidden from what follows them, against overfitting"),
+	OPT_FLAG(0, "cosine", &cosine, "let the step size fall along a cosine; the small presets do"),
 	OPT_REAL(0, "lr-end", &model.recipe.lr_end, 0, 1, "X", "end of the cosine, as a share of the peak step size"),
 	OPT_STRING(0, "halve-at", &halvings, "LIST", "halve the step size at these updates (N,N,...) instead of the cosine"),
-	OPT_FLAG(0, "halve-on-plateau", &on_plateau, "halve it when the training loss stops falling, instead of the cosine"),
+	OPT_FLAG(0, "halve-on-plateau", &on_plateau, "halve it when the training loss stops falling; the large presets do"),
 	OPT_INT(0, "halvings", &most_halvings, 0, PLATEAU_MOST, "N", "most halvings on a plateau"),
 	OPT_INT(0, "plateau-window", &plateau_window, 0, 1e12, "N",
 	        "updates whose mean losses are compared, 0 for a fiftieth of all"),
@@ -62,6 +63,18 @@ static const struct opt options[] = {
 static const struct tool tool = {"dalle-train", "-o MODEL [OPTION]... [FILE]...",
                                  "Train the transformer on records with text and image tokens", options};
 
+/* --init brings its model's sizes. */
+static int apply_init(int argc, char **argv)
+{
+	struct error e = {0};
+	struct weights *w;
+	int r = train_init_sizes(&tool, argc, argv, "dalle", &w, &e);
+	if (r == 0 && w)
+		r = dalle_config_parse(&model.config, weights_config(w), weights_path(w), &e);
+	weights_close(w);
+	return r ? report(&e) : 0;
+}
+
 static int apply_preset(int argc, char **argv)
 {
 	const char *name = opt_early(&tool, argc, argv, "preset", preset);
@@ -69,15 +82,16 @@ static int apply_preset(int argc, char **argv)
 	if (!p)
 		return opt_misuse("preset '%s' is unknown, expected " DALLE_PRESETS, name);
 	model = *p;
-	layers = p->config.layers;
-	width = p->config.width;
-	heads = p->config.heads;
-	conv_k = p->config.conv_k;
-	text_length = p->config.text_length;
+	int status = apply_init(argc, argv);
+	layers = model.config.layers;
+	width = model.config.width;
+	heads = model.config.heads;
+	conv_k = model.config.conv_k;
+	centred = model.config.conv_centred;
+	text_length = model.config.text_length;
 	average_every = p->recipe.average_every;
 	run.batch = p->recipe.batch;
-	on_plateau = p->recipe.halving;
-	return 0;
+	return status;
 }
 
 static void apply_options(void)
@@ -97,6 +111,8 @@ static void apply_options(void)
 		model.recipe.lr = train.lr;
 	if (train.warmup >= 0)
 		model.recipe.warmup = train.warmup;
+	if (model.recipe.halving && !cosine && !halvings)
+		on_plateau = true;
 }
 
 /* What one option says of another: -1 to go on, or the exit status. */
@@ -110,8 +126,8 @@ static int check_options(void)
 		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
 	if ((powersgd_format || train.powersgd.keep_skipped) && !powersgd_rank)
 		return opt_misuse("--powersgd-format and --powersgd-keep need --powersgd");
-	if (halvings && on_plateau && !model.recipe.halving)
-		return opt_misuse("--halve-at and --halve-on-plateau exclude each other");
+	if (cosine + on_plateau + (halvings != NULL) > 1)
+		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
 	return -1;
 }
 
@@ -160,7 +176,8 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
 	dalle_fit_trainee(f, t, config, h);
 	t->activation_bytes = bytes;
-	if (on_plateau && !halvings) /* which takes the place of the large presets' rule */
+	t->can_recompute = !recompute;
+	if (on_plateau)
 		t->plateau = (struct plateau_rule){(int)most_halvings, model.recipe.warmup, plateau_window,
 		                                  plateau_patience, plateau_gain};
 	int planned = r == 0 ? train_plan(t, &train, ops, dev, e) : -1;
@@ -181,9 +198,10 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	const struct header *h = data ? loader_header(data) : &none;
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
-	double cut = (double)d.cut;
-	if (!e->status && comm_sum(&ranks.c, &cut, 1, COMM_F64, e) == 0 && cut > 0)
-		note(0, "captions were longer than %d tokens and were cut %.0f times", model.config.text_length - 1, cut);
+	double cut[] = {(double)fit.cut, (double)fit.drawn}; /* by all ranks */
+	if (!e->status && comm_sum(&ranks.c, cut, ARRAY_LEN(cut), COMM_F64, e) == 0 && cut[0] > 0)
+		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %d tokens", cut[0], cut[1],
+		     model.config.text_length - 1);
 	json_decref(t.config);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);
@@ -197,10 +215,8 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
-	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0) {
+	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options()) < 0)
 		apply_options();
-		status = check_options();
-	}
 	if (status >= 0)
 		return finish(status);
 	/* A plan without data is made for the preset's vocabularies and grid. */

@@ -44,9 +44,22 @@ static const struct opt options[] = {
 static const struct tool tool = {"dvae-train", "-o MODEL [OPTION]... [FILE]...",
                                  "Train a discrete VAE on the pixels of records", options};
 
-/* The preset's fields become the defaults that options override: -1 to go on, or the exit status. */
-static int apply_preset(const char *name)
+/* --init brings its model's sizes. */
+static int apply_init(int argc, char **argv)
 {
+	struct error e = {0};
+	struct weights *w;
+	int r = train_init_sizes(&tool, argc, argv, "dvae", &w, &e);
+	if (r == 0 && w)
+		r = dvae_config_from_json(&config, weights_config(w), weights_path(w), &e);
+	weights_close(w);
+	return r ? report(&e) : -1;
+}
+
+/* The preset's fields become the defaults that options override: -1 to go on, or the exit status. */
+static int apply_preset(int argc, char **argv)
+{
+	const char *name = opt_early(&tool, argc, argv, "preset", preset);
 	const struct dvae_preset *p = dvae_preset(name);
 	if (!p)
 		return opt_misuse("preset '%s' is unknown, expected " DVAE_PRESETS, name);
@@ -56,7 +69,7 @@ static int apply_preset(const char *name)
 	fit.calibrate = p->calibrate;
 	fit.least_b = p->least_b;
 	run.batch = p->batch;
-	return -1;
+	return apply_init(argc, argv);
 }
 
 /* The picture size, when it is not given, is the data's. */
@@ -109,7 +122,7 @@ int main(int argc, char **argv)
 {
 	struct error e = {0};
 	program_name = tool.name;
-	int first, status = apply_preset(opt_early(&tool, argc, argv, "preset", preset));
+	int first, status = apply_preset(argc, argv);
 	if (status < 0)
 		status = opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)

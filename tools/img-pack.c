@@ -21,6 +21,8 @@ static int crop_choice = CROP_CENTER, filter_choice = RESIZE_AUTO;
 static bool strict;
 static const char *output, *background = "white", *caption = "", *folder;
 
+enum { NAMED = 10 }; /* pictures left out that are named without -v */
+
 /* One picture on its way: item -> records. */
 struct slot {
 	struct feed_item item;
@@ -116,15 +118,23 @@ static int fill_bank(struct pack *p, struct bank *b, struct error *e)
 	return b->n;
 }
 
+/* The first few are named, so that a list whose pictures are not there fits a screen; all are counted at the end. */
+static void leave_out(struct pack *p, const struct error *bad)
+{
+	p->left_out++;
+	note(p->left_out <= NAMED ? 0 : 1, "%s (left out)", bad->text);
+	if (p->left_out == NAMED + 1 && verbosity < 1)
+		note(0, "further ones are only counted; -v names them all");
+}
+
 static int write_bank(struct pack *p, struct bank *b, struct error *e)
 {
 	for (int i = 0; i < b->n; i++) {
 		struct slot *s = &b->slots[i];
 		if (s->bad.status && strict)
 			return fail(e, STATUS_BAD, "%s", s->bad.text);
-		p->left_out += s->bad.status != 0;
 		if (s->bad.status)
-			note(0, "%s (left out)", s->bad.text);
+			leave_out(p, &s->bad);
 		for (int64_t v = 0; !s->bad.status && v < variants; v++)
 			if (writer_put(p->out, &s->records[v], e))
 				return -1;
@@ -213,6 +223,8 @@ static int pack(int argc, char **argv, int first, struct error *e)
 		r = writer_close(p.out, e);
 	else if (p.out)
 		writer_abort(p.out);
+	if (r == 0 && !p.done)
+		note(0, "the input is empty: no pictures");
 	if (r == 0 && p.left_out)
 		note(0, "%llu of %llu pictures left out", (unsigned long long)p.left_out, (unsigned long long)p.done);
 	feed_close(&p.feed);

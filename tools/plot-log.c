@@ -44,10 +44,15 @@ static bool number(const json_t *object, const char *key, double *out)
 	return json_is_number(v) && isfinite(*out);
 }
 
-/* One line into the series of the keys, series[0 .. keys->n-1]. */
-static int take_line(struct chart_series *series, const struct keys *keys, const json_t *line, struct error *e)
+/* One line into the series of the keys, series[0 .. keys->n-1]; `seen` gets the keys that have numbers. */
+static int take_line(struct chart_series *series, const struct keys *keys, json_t *seen, json_t *line, struct error *e)
 {
 	double x, y;
+	const char *key;
+	json_t *value;
+	json_object_foreach(line, key, value)
+		if (json_is_number(value) && json_object_set_new(seen, key, json_true()))
+			return fail(e, STATUS_LIMIT, "out of memory");
 	if (!number(line, x_key, &x))
 		return 0;
 	for (int i = 0; i < keys->n; i++)
@@ -57,7 +62,7 @@ static int take_line(struct chart_series *series, const struct keys *keys, const
 }
 
 /* A last line that is cut belongs to a run that is still writing: it is passed over. */
-static int read_log(struct chart_series *series, const struct keys *keys, const char *path, struct error *e)
+static int read_log(struct chart_series *series, const struct keys *keys, json_t *seen, const char *path, struct error *e)
 {
 	struct input in;
 	struct buf line = {0};
@@ -75,7 +80,7 @@ static int read_log(struct chart_series *series, const struct keys *keys, const 
 			fail(&why, STATUS_BAD, "%s: line %llu: expected a JSON object", in.name, (unsigned long long)number_of_line);
 			wrong = number_of_line;
 		} else if (object) {
-			r = take_line(series, keys, object, e);
+			r = take_line(series, keys, seen, object, e);
 		}
 		json_decref(object);
 		if (r < 0)
@@ -90,6 +95,31 @@ static int read_log(struct chart_series *series, const struct keys *keys, const 
 	return r < 0 ? -1 : 0;
 }
 
+/* Which keys gave no point, and which ones the log has: "LOG: has no numbers of 'a' 'b'; it has epoch loss step". */
+static int describe_absent(struct buf *out, const char *path, const struct chart_series *series, const struct keys *keys,
+                           json_t *seen, struct error *e)
+{
+	const char *key;
+	json_t *value;
+	bool has_x = json_object_get(seen, x_key) != NULL, whole = true;
+	for (int i = 0; i < keys->n; i++)
+		whole = whole && series[i].n;
+	if (whole)
+		return 0;
+	int r = buf_printf(out, e, "%s: has no numbers of", strcmp(path, "-") ? path : "stdin");
+	if (r == 0 && !has_x)
+		r = buf_printf(out, e, " '%s'", x_key);
+	for (int i = 0; r == 0 && has_x && i < keys->n; i++)
+		if (series[i].n == 0)
+			r = buf_printf(out, e, " '%s'", keys->v[i]);
+	if (r == 0)
+		r = buf_printf(out, e, json_object_size(seen) ? "; it has" : " or any other key");
+	json_object_foreach(seen, key, value)
+		if (r == 0)
+			r = buf_printf(out, e, " %s", key);
+	return r;
+}
+
 /* What tells this curve from the others: the log's name when there are several, the key. */
 static int set_label(struct chart_series *s, const char *path, bool files, const char *key, bool several, struct error *e)
 {
@@ -98,6 +128,31 @@ static int set_label(struct chart_series *s, const char *path, bool files, const
 	if (files && buf_add(&s->label, name, n, e))
 		return -1;
 	return several || !files ? buf_printf(&s->label, e, "%s%s", files ? " " : "", key) : 0;
+}
+
+/* All files; a key that a log lacks is told, or is the failure when nothing at all can be drawn. */
+static int read_logs(struct chart_series *series, const struct keys *keys, char *const *files, int n, struct error *e)
+{
+	struct buf absent = {0};
+	size_t points = 0;
+	int r = 0;
+	for (int i = 0; r == 0 && i < n; i++) {
+		struct chart_series *of_file = series + (size_t)i * (size_t)keys->n;
+		json_t *seen = json_object();
+		size_t before = absent.n;
+		r = read_log(of_file, keys, seen, files[i], e);
+		for (int k = 0; r == 0 && k < keys->n; points += of_file[k++].n)
+			r = set_label(&of_file[k], files[i], n > 1, keys->v[k], keys->n > 1, e);
+		if (r == 0)
+			r = describe_absent(&absent, files[i], of_file, keys, seen, e);
+		if (r == 0 && absent.n > before && (n > 1 || points))
+			note(0, "%s", absent.p + before);
+		json_decref(seen);
+	}
+	if (r == 0 && points == 0)
+		r = fail(e, STATUS_BAD, "%s", n > 1 ? "no points to draw" : (char *)absent.p);
+	buf_free(&absent);
+	return r;
 }
 
 /* At each point the mean of the points less than `smooth` before it on the horizontal axis, so
@@ -160,12 +215,8 @@ static int plot(char *const *files, int n, struct error *e)
 	size_t most = 2 * (size_t)n * (size_t)(keys.n ? keys.n : 1);
 	c.series = r == 0 ? mem_zero(most, sizeof *c.series, e) : NULL;
 	c.y_label = keys.n == 1 ? keys.v[0] : "";
-	for (int i = 0; c.series && r == 0 && i < n; i++) {
-		struct chart_series *of_file = c.series + (size_t)i * (size_t)keys.n;
-		r = read_log(of_file, &keys, files[i], e);
-		for (int k = 0; r == 0 && k < keys.n; k++)
-			r = set_label(&of_file[k], files[i], n > 1, keys.v[k], keys.n > 1, e);
-	}
+	if (c.series)
+		r = read_logs(c.series, &keys, files, n, e);
 	c.n = (size_t)n * (size_t)keys.n;
 	if (c.series && r == 0)
 		r = smooth_all(c.series, &c.n, e) ? -1 : write_chart(&c, e);

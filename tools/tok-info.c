@@ -133,16 +133,17 @@ static int take(struct stats *s, const struct record *r, struct error *e)
 	return histogram_add(&s->text_codes, &r->text, e) || histogram_add(&s->image_codes, &r->image, e) ? -1 : 0;
 }
 
-static int gather(struct stats *s, struct reader *in, struct error *e)
+/* Into s, and into total unless that is NULL. */
+static int gather(struct stats *s, struct stats *total, struct reader *in, struct error *e)
 {
 	struct record r = {0};
 	struct progress p;
-	uint64_t done, total;
+	uint64_t done, bytes;
 	int k;
-	reader_progress(in, &done, &total);
-	progress_start(&p, "bytes", total);
-	while ((k = reader_next(in, &r, e)) > 0 && take(s, &r, e) == 0) {
-		reader_progress(in, &done, &total);
+	reader_progress(in, &done, &bytes);
+	progress_start(&p, "bytes", bytes);
+	while ((k = reader_next(in, &r, e)) > 0 && take(s, &r, e) == 0 && (!total || take(total, &r, e) == 0)) {
+		reader_progress(in, &done, &bytes);
 		progress_update(&p, done, NULL);
 	}
 	progress_end(&p);
@@ -184,9 +185,11 @@ static void print_range(const char *name, const struct range *r)
 
 static void print_codes(const char *name, const struct histogram *h, uint32_t size)
 {
+	char of[24] = ""; /* a stream need not say how many there are */
+	if (size)
+		snprintf(of, sizeof of, " of %u", size);
 	if (h->total)
-		printf("%s\t%" PRIu64 " of %u used, perplexity %.1f\n", name, histogram_used(h), size,
-		       histogram_perplexity(h));
+		printf("%s\t%" PRIu64 "%s used, perplexity %.1f\n", name, histogram_used(h), of, histogram_perplexity(h));
 }
 
 static void print_stats(const struct stats *s, const struct header *h)
@@ -267,14 +270,106 @@ static void set_stats(json_t *o, const struct stats *s)
 	json_object_set_new(o, "other_sizes", json_integer((json_int_t)s->other_sizes));
 }
 
-static int print_json(const struct header *h, const struct stats *s, struct error *e)
+/* ---- one stream, or several and all of them ---- */
+
+/* What is written: text at once, JSON at the end. */
+struct summary {
+	json_t *root, *files; /* files: of several */
+	struct stats total;   /* of several */
+	struct header codecs; /* of the total; only text and image are set */
+	bool mixed_text, mixed_image;
+	int count;
+};
+
+/* `file` NULL: the only one. */
+static json_t *json_stream(const char *file, const struct header *h, const struct stats *s)
 {
 	json_t *o = json_object();
+	if (file)
+		json_object_set_new(o, "file", json_string(file));
 	json_object_set_new(o, "header", json_header(h));
 	if (!header_only)
 		set_stats(o, s);
-	char *text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-	json_decref(o);
+	return o;
+}
+
+static void stats_free(struct stats *s)
+{
+	free(s->text_codes.count);
+	free(s->image_codes.count);
+}
+
+/* Codes of different vocabularies do not add up. */
+static void add_codecs(struct summary *all, const struct header *h)
+{
+	struct header *c = &all->codecs;
+	all->count++;
+	if (!c->text.id[0])
+		c->text = h->text;
+	if (!c->image.id[0])
+		c->image = h->image;
+	all->mixed_text |= h->text.id[0] && strcmp(c->text.id, h->text.id);
+	all->mixed_image |= h->image.id[0] && strcmp(c->image.id, h->image.id);
+}
+
+static void put_stream(struct summary *all, const char *file, const struct header *h, const struct stats *s)
+{
+	if (as_json && !file) {
+		all->root = json_stream(NULL, h, s);
+	} else if (as_json) {
+		json_array_append_new(all->files, json_stream(file, h, s));
+	} else {
+		if (file) {
+			printf("file\t");
+			put_escaped(file, stdout);
+			putchar('\n');
+		}
+		print_header(h);
+		if (!header_only)
+			print_stats(s, h);
+		if (file)
+			putchar('\n');
+	}
+}
+
+static int describe(struct summary *all, char *const *files, int n, const char *file, struct error *e)
+{
+	struct stats s = {0};
+	struct reader *in = reader_open(files, n, e);
+	int r = in ? 0 : -1;
+	if (r == 0 && !header_only)
+		r = gather(&s, file ? &all->total : NULL, in, e);
+	if (r == 0) {
+		add_codecs(all, reader_header(in));
+		put_stream(all, file, reader_header(in), &s);
+	}
+	reader_close(in);
+	stats_free(&s);
+	return r;
+}
+
+static void put_total(struct summary *all)
+{
+	if (all->mixed_text)
+		all->total.text_codes.total = 0; /* is not shown */
+	if (all->mixed_image)
+		all->total.image_codes.total = 0;
+	if (as_json) {
+		all->root = json_pack("{s:O}", "files", all->files);
+		if (!header_only) {
+			json_t *o = json_object();
+			set_stats(o, &all->total);
+			json_object_set_new(all->root, "total", o);
+		}
+	} else if (!header_only) {
+		printf("total\t%d files\n", all->count);
+		print_stats(&all->total, &all->codecs);
+	}
+}
+
+static int print_json(const json_t *root, struct error *e)
+{
+	char *text = json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
 	if (!text)
 		return fail(e, STATUS_LIMIT, "out of memory");
 	puts(text);
@@ -288,19 +383,17 @@ int main(int argc, char **argv)
 	if (status >= 0)
 		return finish(status);
 	struct error e = {0};
-	struct stats s = {0};
-	struct reader *in = reader_open(argv + first, argc - first, &e);
-	if (in && (header_only || gather(&s, in, &e) == 0)) {
-		if (as_json) {
-			print_json(reader_header(in), &s, &e);
-		} else {
-			print_header(reader_header(in));
-			if (!header_only)
-				print_stats(&s, reader_header(in));
-		}
-	}
-	reader_close(in);
-	free(s.text_codes.count);
-	free(s.image_codes.count);
+	struct summary all = {.files = json_array()};
+	bool several = argc - first > 1;
+	int r = several ? 0 : describe(&all, argv + first, argc - first, NULL, &e);
+	for (int i = first; several && r == 0 && i < argc; i++)
+		r = describe(&all, argv + i, 1, argv[i], &e);
+	if (r == 0 && several)
+		put_total(&all);
+	if (r == 0 && as_json)
+		print_json(all.root, &e);
+	json_decref(all.root);
+	json_decref(all.files);
+	stats_free(&all.total);
 	return finish(e.status ? report(&e) : STATUS_OK);
 }

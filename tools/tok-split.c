@@ -21,7 +21,7 @@ static const struct opt options[] = {
 	OPT_END
 };
 static const struct tool tool = {"tok-split", "[OPTION]... [FILE]...",
-                                 "Split a token stream in training and held-out records", options};
+                                 "Split a token stream into training and held-out records", options};
 
 enum { MAX_LIST = 1 << 30 };
 

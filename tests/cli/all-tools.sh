@@ -65,8 +65,9 @@ check_manual() {
 check_numbers() {
 	options "$1" >opts.txt
 	while read -r letter name arg dflt; do
-		case $dflt in
-		[0-9]* | -[0-9]* | nan) run 2 "$1" "--$name=12x" && one_line "$1 --$name=12x" ;;
+		case $arg,$dflt in
+		*,nan) no "$1 --help: 'nan' as a default says nothing" ;;
+		*,[0-9]* | *,-[0-9]* | [XY],-) run 2 "$1" "--$name=12x" && one_line "$1 --$name=12x" ;;
 		esac
 		case $arg in
 		*'|'*) [ "$name" = preset ] || run 2 "$1" "--$name=nonsense" && one_line "$1 --$name=nonsense" ;;

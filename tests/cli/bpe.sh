@@ -35,7 +35,7 @@ bpe-train -q -k 300 -o words.bpe many || bad "bpe-train failed"
 sort -r many | bpe-train -q -k 300 >other.bpe || bad "bpe-train from stdin failed"
 cmp words.bpe other.bpe || bad "the order of captions changed the vocabulary"
 mkfifo pipe && (cat many >pipe &) && bpe-train -q -k 300 pipe | cmp - words.bpe || bad "training from a FIFO"
-sed 's/^/key	/' many | bpe-train -q -t -k 300 | cmp - words.bpe || bad "-t: the key was counted"
+sed 's/^/key	/; s/$/	third/' many | bpe-train -q -t -k 300 | cmp - words.bpe || bad "-t: the key was counted"
 tr '\n' '\0' <many | bpe-train -q -0 -k 300 | cmp - words.bpe || bad "-0 gave another vocabulary"
 bpe-train -k 4000 many 2>err >/dev/null || bad "running out of merges is no failure"
 grep -q 'instead of 4000' err || bad "no word about a vocabulary smaller than asked for: $(cat err)"
@@ -50,8 +50,14 @@ bpe-encode -m words.bpe -o b.tok captions && bpe-decode -m words.bpe -o text b.t
 sed 's/$/\r/' captions | bpe-encode -m words.bpe | bpe-decode -m words.bpe | cmp - lower || bad "CR was not dropped"
 printf 'no newline' | bpe-encode -m words.bpe | bpe-decode -m words.bpe | grep -qx 'no newline' || bad "last line without newline"
 tr '\n' '\0' <captions | bpe-encode -0 -m words.bpe | bpe-decode -0 -m words.bpe | tr '\0' '\n' | cmp - lower || bad "-0"
-printf 'k1\ta\tb\nk2\tc\n' | bpe-encode -t -m words.bpe | bpe-decode -t -m words.bpe >out.tsv
-printf 'k1\ta b\nk2\tc\n' | cmp - out.tsv || bad "-t: keys and tabs"
+printf 'k1\ta b\n00/v1.2\tc\n' >keys.tsv && bpe-encode -t -m words.bpe keys.tsv | bpe-decode -t -m words.bpe | cmp - keys.tsv || bad "-t: keys"
+# A list of pictures: the keys and captions that img-pack takes from it.
+printf 'P6 1 1 255\nabc' | tee a.png a.b.JPG plain >none.ppm
+mkdir -p d && cp a.png d/.png && cp a.png d/c.ppm
+printf '%s\n' 'a.png	one' './a.b.JPG	two' 'd/c.ppm	three	key/3.png	more' 'd/c.ppm	four		' 'plain	five' 'd/.png	six' >list.tsv
+img-pack -s 0 list.tsv | tok-dump --fields key,caption >packed && bpe-encode -t -m words.bpe list.tsv | tok-dump --fields key,caption | cmp - packed ||
+	bad "-t: other keys than img-pack's: $(cat packed)"
+[ "$(sed 's/{"key":"\([^"]*\)".*/\1/' packed | tr '\n' ' ')" = 'a a.b key/3.png c plain d/.png ' ] || bad "keys of a list: $(cat packed)"
 printf 'two\nlines\0' >n0 && bpe-encode -0 -m words.bpe n0 >n.tok
 [ "$(bpe-decode -m words.bpe n.tok)" = 'two lines' ] || bad "a newline in a caption must not make two lines"
 bpe-decode -0 -m words.bpe n.tok | cmp - n0 || bad "-0 keeps the newline"

@@ -104,6 +104,17 @@ clip-rank -m closed.safetensors --retrieval closed.pix > table || bad "--closed:
 # Another vocabulary: only when asked for.
 clip-train -q -x tiny -b 8 -n 2 --init clip.safetensors --new-vocabulary -o tuned.safetensors closed.pix || bad "--new-vocabulary"
 
+# Captions that are cut: told once when first seen, counted at the end.
+clip-train -x tiny -b 8 -n 4 --context 4 -o cut.safetensors all.pix 2> err || bad "captions that are cut"
+grep -q "the caption of record '[a-z]*' has [0-9]* tokens and is cut to 2 (--context)" err && tail -n 1 err | grep -q '^clip-train: 32 of 32 captions drawn, .* cut to 2 tokens' &&
+	[ "$(grep -c 'is cut' err)" -eq 1 ] || bad "captions that are cut: $(cat err)"
+
+# A model's sizes come with it, crops and ends of captions included.
+clip-train -q -b 4 -n 2 --augment crop --init wide.safetensors -o sizes.safetensors wide.pix || bad "--init without a preset"
+[ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s wide.safetensors | grep '^config')" ] || bad "--init brings other sizes"
+clip-train -q -b 8 -n 2 --init closed.safetensors -o sizes.safetensors --restart closed.pix && model-info -s sizes.safetensors | grep -q '^config *closed = true' ||
+	bad "--init brings no --closed"
+
 # refused STATUS TEXT COMMAND...: one line with TEXT, that status, no output file
 refused() {
 	want=$1 text=$2
@@ -133,6 +144,8 @@ refused 3 'squares' clip-train -x tiny -n 1 blind.tok
 refused 3 '24x24, expected 16x16' clip-train -q -x tiny -n 1 --size 16 large.pix
 refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix
 refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix
+refused 3 'text_width is 32, here 64' clip-train -q -n 1 --text-width 64 --init clip.safetensors all.pix
+refused 3 '24x24, expected 16x16' clip-train -q -n 1 --init clip.safetensors large.pix
 refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix
 refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix
 refused 2 'preset' clip-train -x nonsense -n 1 all.pix

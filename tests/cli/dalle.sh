@@ -66,7 +66,9 @@ n=$(dalle-sample -m good.st -j1 --progressive 1 other.tok | zstd -dc | wc -c)
 [ "$n" -gt "$(dalle-sample -m good.st -j1 other.tok | zstd -dc | wc -c)" ]; ok $? "progressive samples"
 
 dalle-train -x tiny -j1 -n 5 --text-length 4 -o short.st train.tok 2>err.txt; ok $? "short captions"
-grep -q 'longer than 3 tokens' err.txt; ok $? "cut captions are told: $(cat err.txt)"
+sed -n 2p err.txt | grep -q "train.tok: the caption of record '[^']*' has [0-9]* tokens and is cut to 3 (--text-length)" &&
+	[ "$(grep -c 'is cut to' err.txt)" -eq 1 ]; ok $? "the first cut caption is told at once: $(cat err.txt)"
+tail -n 1 err.txt | grep -q '[1-9][0-9]* of 40 captions drawn, .* were cut to 3 tokens'; ok $? "cut captions are counted: $(cat err.txt)"
 dalle-sample -m short.st -j1 other.tok 2>err.txt >/dev/null; ok $? "sampling with cut captions"
 grep -q '[1-9] captions were longer than 3' err.txt; ok $? "cut captions are counted: $(cat err.txt)"
 
@@ -98,7 +100,12 @@ large="dalle-train -q -x 1.2b --layers 1 --width 32 --heads 2 --conv-k 3 --text-
 $large -o rule.st train.tok && model-info -s rule.st | grep -q '^training *plateau = .*"most":5' ; ok $? "the large presets halve on a plateau"
 $large --halve-at 1 -o at.st train.tok; ok $? "--halve-at with a large preset"
 model-info -s at.st | grep -q plateau; [ $? -ne 0 ]; ok $? "--halve-at takes the rule's place"
+$large --cosine --log cosine.jsonl -n 6 --warmup 1 --lr 1 --lr-end 0.25 -o cosine.st train.tok; ok $? "--cosine with a large preset"
+model-info -s cosine.st | grep -q plateau; [ $? -ne 0 ]; ok $? "--cosine takes the rule's place"
+grep -q '"step_sizes":\[1.0,1.0,1.0,0.[67][0-9]*,0.[23][0-9]*\]' cosine.jsonl; ok $? "--cosine falls: $(head -n 1 cosine.jsonl)"
 refused 2 "exclude each other" x.st dalle-train -x tiny --halve-on-plateau --halve-at 5 -n 1 -o x.st train.tok
+refused 2 "exclude each other" x.st $large --cosine --halve-at 5 -o x.st train.tok
+refused 2 "exclude each other" x.st $large --cosine --halve-on-plateau -o x.st train.tok
 dalle-train -x tiny -j1 -n 400 -s 3 --halve-on-plateau --plateau-gain 1 --plateau-patience 1 --plateau-window 20 --halvings 3 \
 	--log halved.jsonl -o halved.st train.tok 2>err.txt; ok $? "halving: $(cat err.txt)"
 [ "$(grep -c 'step size halved to' err.txt)" -eq 3 ] && [ "$(grep -c '"halving":' halved.jsonl)" -eq 3 ]; ok $? "three halvings: $(cat err.txt)"
@@ -109,6 +116,11 @@ dalle-train -x tiny -j1 -n 400 -s 3 --halve-on-plateau --plateau-gain 1 --platea
 dalle-train -x tiny -j1 -n 2 --init good.st -o tuned.st train.tok 2>err.txt; ok $? "--init: $(cat err.txt)"
 grep -q "starts from good.st, step 400" err.txt; ok $? "--init tells: $(cat err.txt)"
 [ "$(model-info -s tuned.st | grep -c '^command ')" -eq 2 ]; ok $? "both commands are remembered"
+dalle-train -j1 -n 2 --init good.st -o sizes.st train.tok 2>err.txt; ok $? "--init without a preset: $(cat err.txt)"
+[ "$(model-info -s sizes.st | grep '^config ')" = "$(model-info -s good.st | grep '^config ')" ]; ok $? "--init brings the sizes"
+refused 3 "layers is 4, here 6" x.st dalle-train -q --layers 6 -n 1 --init good.st -o x.st train.tok
+refused 3 "width is 32, here 192" x.st dalle-train -q -x small -n 1 --init good.st -o x.st train.tok
+cat good.st | dalle-train -q -x tiny -j1 -n 2 --init - -o piped.st train.tok; ok $? "--init from a pipe"
 refused 3 "of vocabulary $A, the data of $B; --new-vocabulary" x.st dalle-train -q -x tiny -n 1 --init good.st -o x.st foreign.tok
 dalle-train -x tiny -j1 -n 2 --init good.st --new-vocabulary -o other.st foreign.tok 2>err.txt; ok $? "--new-vocabulary: $(cat err.txt)"
 grep -q "text_vocab is 256, here 300" err.txt && grep -q "3 tensors of another vocabulary" err.txt; ok $? "--new-vocabulary tells: $(cat err.txt)"

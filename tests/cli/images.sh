@@ -65,6 +65,17 @@ printf 'a.ppm\tgood\ncut.png\tx\ntext.png\tx\nempty.png\tx\nmissing.png\tx\n\n\t
 img-pack -s 0 bad.tsv -o bad.pix 2>err || bad "bad pictures must not stop the rest"
 grep -q '6 of 8 pictures left out' err || bad "counting bad pictures: $(cat err)"
 grep -q 'missing.png: No such file' err || bad "a missing file is not named"
+# A list of which little is there: ten are named, all are counted, the rest is packed.
+awk 'BEGIN { for (i = 0; i < 300; i++) print (i == 150 ? "a.ppm" : "gone" i ".png") "\tx" }' >gone.tsv
+img-pack -s 0 gone.tsv -o gone.pix 2>err || bad "missing pictures must not stop the rest"
+[ "$(grep -c 'left out)$' err)" = 10 ] && grep -q 'gone9.png' err && grep -q -- '-v names them all' err && tail -n 1 err | grep -q '299 of 300 pictures left out' &&
+	[ "$(wc -l <err)" = 12 ] || bad "many missing pictures: $(cat err)"
+img-unpack --ppm gone.pix | cmp - a.ppm || bad "the one among the missing"
+[ "$(img-pack -v -s 0 gone.tsv 2>&1 >/dev/null | grep -c 'left out)$')" = 299 ] || bad "-v names all that are missing"
+head -n 10 gone.tsv | cat - list.tsv | img-pack -s 0 2>&1 >/dev/null | grep -q -- '-v names' && bad "there are no further ones"
+# An empty list: an empty stream, told.
+img-pack -s 0 /dev/null -o none.pix 2>err && tok-info none.pix | grep -q '^records.0$' && grep -q 'empty: no pictures' err || bad "an empty list: $(cat err)"
+rm none.pix
 cat a.ppm c.ppm >good.ppm
 img-unpack --ppm bad.pix | cmp - good.ppm || bad "the good ones among the bad"
 img-pack -s 0 --strict bad.tsv -o strict.pix 2>err

@@ -55,6 +55,11 @@ echo text | plot-log -o none.png 2>/dev/null
 [ $? = 3 ] || bad "text: expected status 3"
 plot-log -y nothing log.png -o none.png 2>/dev/null
 [ $? = 3 ] || bad "a PNG as log: expected status 3"
+plot-log -y loss,los -o log.png falling.jsonl 2>err && [ "$(cat err)" = "plot-log: falling.jsonl: has no numbers of 'los'; it has step loss" ] ||
+	bad "an unknown key beside another: $(cat err)"
+plot-log -q -y loss,los -o log.png falling.jsonl 2>err && [ ! -s err ] || bad "-q: $(cat err)"
+plot-log -x epoch -o none.png falling.jsonl 2>err
+[ $? = 3 ] && [ "$(cat err)" = "plot-log: falling.jsonl: has no numbers of 'epoch'; it has step loss" ] || bad "an unknown axis: $(cat err)"
 head -n 9 log.jsonl | plot-log -y nothing -o none.png 2>/dev/null
 [ $? = 3 ] || bad "no points: expected status 3"
 [ -e none.png ] && bad "a failure left an output"

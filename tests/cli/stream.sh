@@ -61,6 +61,18 @@ tok-cat --skip 3 --head 2 joined.tok | tok-dump --fields key >slice.jsonl || bad
 tok-cat --drop image,text hand.bare | tok-info --json | grep -q '"size": 16' && bad "the header still describes dropped fields"
 tok-cat --head 0 a.tok | tok-info | grep -q '^records	0$' || bad "an empty stream"
 tok-info a.tok | grep -q '^program	tok-load' || bad "lineage"
+# Several: each, then all of them.
+{ printf 'file\ta.tok\n'; tok-info a.tok; printf '\nfile\tc.bare\n'; tok-info c.bare; printf '\ntotal\t2 files\n'; cat a.tok c.bare | tok-info | sed '/^text codec/d; /^image codec/d; /^pictures/d; /^program/d'; } >want
+tok-info a.tok c.bare | cmp - want || bad "tok-info of two files: $(tok-info a.tok c.bare | diff - want)"
+tok-info --json a.tok c.bare | tr -d ' \n' >two
+cat a.tok c.bare | tok-info --json | tr -d ' \n' | sed 's/.*"programs":\[[^]]*\]},//' >sum
+grep -q '^{"files":\[{"file":"a.tok","header":{.*},{"file":"c.bare","header":{' two && [ "$(sed 's/.*"total":{//' two)" = "$(cat sum)}" ] ||
+	bad "tok-info --json of two files: $(cat two), not $(cat sum)"
+bpe-encode -m "$SRC/tests/golden/clip-bpe" a.tok -o other.tok || bad "bpe-encode"
+[ "$(tok-info other.tok other.tok | grep -c '^text codes')" = 3 ] || bad "codes of one vocabulary add up"
+echo 'a red heart' | bpe-train -q -k 257 -o tiny.bpe && bpe-encode -m tiny.bpe a.tok -o mixed.tok || bad "another vocabulary"
+[ "$(tok-info other.tok mixed.tok other.tok | grep -c '^text codes')" = 3 ] || bad "codes of two vocabularies do not add up: $(tok-info other.tok mixed.tok)"
+[ "$(tok-info --header a.tok c.bare | grep -c '^file\|^total')" = 2 ] || bad "tok-info --header of two files"
 tok-cat a.tok | tok-info --header | grep -c '^program' | grep -q '^2$' || bad "lineage grows"
 
 # ---- damage and wrong inputs ----

@@ -46,7 +46,7 @@ tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 ls | grep -q 'tmp-\|lock' && fail "left behind: $(ls)"
 
 # asked to stop: saves, 75, continues
-dvae-train $common -o stopped.safetensors --log log.jsonl data &
+dvae-train ${common#-q } -o stopped.safetensors --log log.jsonl data 2> err &
 pid=$!
 while [ ! -s log.jsonl ] && kill -0 $pid 2> /dev/null; do
 	sleep 0.02
@@ -58,6 +58,8 @@ status=$?
 [ $status -eq 75 ] || [ $status -eq 0 ] || fail "SIGTERM: status $status"
 if [ $status -eq 75 ]; then
 	model-info -s stopped.safetensors | grep -q '^unfinished   step = ' || fail "SIGTERM: no state saved"
+	[ "$(grep -c ' at step ' err)" -eq 1 ] && grep -q 'stopped and saved at step .*the same command continues$' err ||
+		fail "SIGTERM: told in one line: $(cat err)"
 	train stopped.safetensors || fail "continue after SIGTERM"
 fi
 [ "$(tensors whole.safetensors)" = "$(tensors stopped.safetensors)" ] || fail "SIGTERM and resume: other weights"
@@ -88,6 +90,9 @@ grep -q 'continues at step 60 of 70' err && model-info -s long.safetensors | gre
 # fine-tuning: from another model's weights
 dvae-train -x tiny -b 8 -j 1 -n 2 --init whole.safetensors -o tuned.safetensors data 2> err || fail "--init: $(cat err)"
 grep -q 'starts from whole.safetensors, step 60' err || fail "--init: $(cat err)"
+dvae-train -q -b 8 -j 1 -n 2 --init whole.safetensors -o sizes.safetensors data || fail "--init without a preset"
+[ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s whole.safetensors | grep '^config')" ] ||
+	fail "--init brings other sizes: $(model-info -s sizes.safetensors | grep '^config')"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --hidden 32 --init whole.safetensors -o other.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*hidden is 16, here 32' err || fail "--init, another size: $(cat err)"
 [ ! -e other.safetensors ] || fail "--init, another size: left a file"
