@@ -8,13 +8,13 @@ ok() { if [ "$1" -ne 0 ]; then echo "not ok: $2"; fails=$((fails + 1)); fi; }
 tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 "$gen" 40 1 256 $A 64 4 4 $B >train.tok
 
-# The last update's loss, as --log has it.
+# The last update's loss, as --log has it; of 40, if no option says else.
 train() { # OUTPUT OPTION...
 	out=$1
 	shift
 	$ranks dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 40 -o "$out" --log "$out.log" --log-every 1 "$@" train.tok
 	ok $? "$out: $*"
-	sed -n 's/^{"step":40,.*"loss":\([0-9.]*\),.*/\1/p' "$out.log"
+	sed -n 's/^{"step":.*"loss":\([0-9.]*\),.*/\1/p' "$out.log" | tail -n 1
 }
 # near A B X: they differ by no more than X of B
 near() { awk -v a="$1" -v b="$2" -v x="$3" 'BEGIN { d = a - b; exit !(a && b && d * d <= x * x * b * b) }'; }
@@ -23,11 +23,16 @@ ranks=
 plain=$(train plain.st) full=$(train full.st --powersgd 1000) low=$(train low.st --powersgd 2)
 low16=$(train low16.st --powersgd 2 --powersgd-format 16)
 near "$full" "$plain" 1e-6; ok $? "full rank: loss $full, summed plainly $plain"
-near "$low" "$plain" 0.2; ok $? "rank 2: loss $low, plainly $plain"
+near "$low" "$plain" 0.1; ok $? "rank 2: loss $low, plainly $plain"
 near "$low" "$plain" 1e-3 && ok 1 "rank 2 changes nothing: loss $low, plainly $plain"
-near "$low16" "$low" 1e-3; ok $? "rank 2 in 16 bits: loss $low16, in f32 $low"
+near "$low16" "$low" 1e-4; ok $? "rank 2 in 16 bits: loss $low16, in f32 $low"
 train f16.st --powersgd 2 --powersgd-format 16 -p f16 >f16.loss
-near "$(cat f16.loss)" "$low" 0.01; ok $? "in f16, with gradient scales: loss $(cat f16.loss), in f32 $low"
+near "$(cat f16.loss)" "$low" 1e-3; ok $? "in f16, with gradient scales: loss $(cat f16.loss), in f32 $low"
+
+# Gradients on a GPU, which the host plays.
+cpu=$(train cpu.st --powersgd 2 -n 4)
+gpu=$(DALLE_PLUGINS=$BUILD/emulated train gpu.st --powersgd 2 -n 4 -d cuda)
+near "$gpu" "$cpu" 1e-5; ok $? "gradients on a GPU: loss $gpu, on the CPU $cpu"
 
 # Two ranks, where MPI is.
 if command -v mpirun >/dev/null && [ -e "$(dirname "$(command -v dalle-train)")/../lib/dalle-tools/dalle-mpi.so" ]; then
@@ -35,7 +40,7 @@ if command -v mpirun >/dev/null && [ -e "$(dirname "$(command -v dalle-train)")/
 	ranks="mpirun -n 2"
 	two=$(train two.st --powersgd 2) two16=$(train two16.st --powersgd 2 --powersgd-format 16)
 	near "$two" "$low" 1e-5; ok $? "two ranks: loss $two, one $low"
-	near "$two16" "$low16" 1e-3; ok $? "two ranks in 16 bits: loss $two16, one $low16"
+	near "$two16" "$low16" 1e-4; ok $? "two ranks in 16 bits: loss $two16, one $low16"
 fi
 
 # Stopped after its first lines and resumed, with a checkpoint after each update: the same weights and error buffers.
