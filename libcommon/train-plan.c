@@ -120,7 +120,8 @@ static void plan_each(const struct plan *m)
 	       bytes[0][1], bytes[1][0], bytes[1][1]);
 }
 
-static void print_plan(const struct plan *m, const struct trainee *t, const struct ops *ops, struct dev *dev)
+static void print_plan(const struct plan *m, const struct trainee *t, const struct train_options *o, const struct ops *ops,
+                       struct dev *dev)
 {
 	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
 	                                          "averaged weights", "averages for products"};
@@ -138,6 +139,8 @@ static void print_plan(const struct plan *m, const struct trainee *t, const stru
 		plan_line("best weights on host", m->best, "for --patience");
 	if (m->powersgd)
 		plan_line("PowerSGD on host", m->powersgd, "error buffers and factors");
+	if (o->ranks && o->ranks->c.size > 1)
+		plan_line("messages on host", ranks_message(t->params) * sizeof(float), "of each rank");
 }
 
 static int check_options(const struct trainee *t, const struct train_options *o, enum dtype type, struct error *e)
@@ -180,7 +183,7 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 	choose_storage(t, o);
 	make_plan(&m, t, o, ops->type(dev));
 	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
-		print_plan(&m, t, ops, dev);
+		print_plan(&m, t, o, ops, dev);
 	uint64_t room = ops->memory(dev);
 	if (m.total <= room)
 		return o->dry_run;

@@ -124,15 +124,19 @@ bool ranks_stop(const struct ranks *k)
 
 /* ---- gradients ---- */
 
-int ranks_prepare(struct train_run *r, struct error *e)
+size_t ranks_message(const struct params *p)
 {
-	const struct params *p = r->p;
 	size_t most = p->total < GRADIENTS ? p->total : GRADIENTS;
-	if (r->ranks->c.size <= 1)
-		return 0;
 	for (int i = 0; i < p->count; i++)
 		most = p->rows[i].n > most ? p->rows[i].n : most;
-	r->host = mem_alloc(most, sizeof *r->host, e);
+	return most;
+}
+
+int ranks_prepare(struct train_run *r, struct error *e)
+{
+	if (r->ranks->c.size <= 1)
+		return 0;
+	r->host = mem_alloc(ranks_message(r->p), sizeof *r->host, e);
 	return r->host ? 0 : -1;
 }
 

@@ -109,6 +109,7 @@ void train_init_close(struct train_run *r);
 int ranks_agree(struct ranks *k, int result, struct metrics *m, struct error *e);
 bool ranks_stop(const struct ranks *k); /* as of the last meeting; alone: now */
 int ranks_prepare(struct train_run *r, struct error *e); /* memory */
+size_t ranks_message(const struct params *p); /* floats of it */
 /* `found` as train_resume says, or -1: met, all have found the same file, the same data, the same weights: of a new run
  * those of rank 0.  Returns found or -1. */
 int ranks_begin(struct train_run *r, int found, struct error *e);
