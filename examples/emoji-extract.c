@@ -340,17 +340,12 @@ static bool parse_line(struct emoji *m, const char *line)
 
 /* ---- output ---- */
 
-static int write_file(const char *name, const char *suffix, const void *p, size_t n, struct error *e)
+static int put_file(const char *name, const char *suffix, const void *p, size_t n, struct error *e)
 {
 	struct buf path = {0};
-	struct outfile out;
 	int r = buf_printf(&path, e, "%s/%s%s", folder, name, suffix);
-	if (r == 0 && (r = outfile_open(&out, (const char *)path.p, e)) == 0) {
-		out.relaxed = true;
-		r = write_full(out.fd, p, n, out.path, e) ? -1 : outfile_commit(&out, e);
-		if (r)
-			outfile_abort(&out);
-	}
+	if (r == 0)
+		r = write_file((const char *)path.p, p, n, true, e);
 	buf_free(&path);
 	return r;
 }
@@ -377,7 +372,7 @@ static int add_emoji(struct lists *l, const struct font *f, const struct emoji *
 		       split_names[split], m->group, m->subgroup, m->version, m->base, m->tones) ||
 	    buf_printf(&l->split[split], e, "%s.png\t%s\n", m->name, m->caption))
 		return -1;
-	return write_file(m->name, ".png", png.p, png.n, e);
+	return put_file(m->name, ".png", png.p, png.n, e);
 }
 
 static int walk_list(struct lists *l, const struct font *f, struct buf *text, struct error *e)
@@ -398,7 +393,7 @@ static int write_lists(const struct lists *l, struct error *e)
 	uint32_t total = 0;
 	for (int i = 0; i < SPLITS; i++) {
 		total += l->count[i];
-		if (write_file(split_names[i], ".tsv", l->split[i].p, l->split[i].n, e))
+		if (put_file(split_names[i], ".tsv", l->split[i].p, l->split[i].n, e))
 			return -1;
 		note(1, "%s: %u", split_names[i], l->count[i]);
 	}
@@ -407,7 +402,7 @@ static int write_lists(const struct lists *l, struct error *e)
 			    list_path, font_path);
 	if (l->without)
 		warn("%s: %u emoji of %s have no picture here", font_path, l->without, list_path);
-	return write_file("pairs", ".tsv", l->pairs.p, l->pairs.n, e);
+	return put_file("pairs", ".tsv", l->pairs.p, l->pairs.n, e);
 }
 
 static int extract(struct error *e)

@@ -273,8 +273,8 @@ KERNEL attn_dkv_kernel(T *dqkv, const T *dy, const T *qkv, const float *lse, con
 	store_row(dqkv + (t.v - qkv) + at * t.in, dv, D, 1);
 }
 
-void attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const void *y, const float *lse, int B, int H, int D,
-              const struct attn_mask *am)
+void attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const void *y, const float *lse, int B, int H,
+	      int D, const struct attn_mask *am)
 {
 	struct mask m = mask_of(am);
 	if (!dqkv || !width_fits(d, D))
@@ -363,8 +363,8 @@ DEVICE void step_scores(float *score, const float *query, const struct mask &m, 
 
 /* sums[D] of the warp = the values weighed by score, `part` elements after the keys. */
 template <int N>
-DEVICE void step_values(float *sums, const float *score, const struct mask &m, const struct kept &k, size_t part, int at, int n,
-                        int D)
+DEVICE void step_values(float *sums, const float *score, const struct mask &m, const struct kept &k, size_t part,
+			int at, int n, int D)
 {
 	enum { TURNS = 8 / N };
 	struct sharing by = sharing_of<N>(D);
@@ -453,8 +453,8 @@ void attn_step(struct dev *d, void *y, const struct attn_cache *c, const void *q
 	}
 	enum { CHUNK = 16 / (int)sizeof(T) };
 	bool chunks = D % CHUNK == 0 && aligned(c->text, 16) && aligned(c->image, 16);
-	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H, (unsigned)B), dim3(WARPS * WARP), shared,
-	       (T *)y, (const T *)c->text, (T *)c->image, c->window, (const T *)qkv, context, slot, pos, m, am->n_text, H, D,
-	       1.0f / sqrtf((float)D));
+	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H, (unsigned)B),
+	       dim3(WARPS * WARP), shared, (T *)y, (const T *)c->text, (T *)c->image, c->window, (const T *)qkv,
+	       context, slot, pos, m, am->n_text, H, D, 1.0f / sqrtf((float)D));
 }
 }

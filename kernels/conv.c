@@ -24,7 +24,8 @@ static size_t taps(const struct shape *s)
 }
 
 /* col[i, ky, kx, in] = x around pixel first + i, zero outside of the picture. */
-static void gather(const struct dev *d, void *col, const void *x, enum dtype t, const struct shape *s, size_t first, size_t n)
+static void gather(const struct dev *d, void *col, const void *x, enum dtype t, const struct shape *s, size_t first,
+		   size_t n)
 {
 	int h = (s->k - 1) / 2;
 	size_t cell = s->in * dtype_bytes(t), line = cell * taps(s), W = (size_t)s->W, H = (size_t)s->H;

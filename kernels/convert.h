@@ -1,6 +1,6 @@
 /* convert.h - 16-bit floats to f32 and back; inline, so that loops over them become vector code.  bf16 and f16 are
  * rounded to nearest even or at random; NaN stays NaN, f16 overflow gives infinity, f16 subnormals are exact.
- * 1-6-9 and 0-6-10 hold Adam's moments. */
+ * 1-6-9 and 0-6-10 hold Adam's moments.  C and C++. */
 #ifndef CONVERT_H
 #define CONVERT_H
 
@@ -141,9 +141,9 @@ static inline void store_from_f32(void *p, enum dtype t, size_t i, float x)
 }
 
 /* n elements, one thread; y and x must not overlap. */
-static inline void row_to_f32(float *restrict y, const void *restrict x, enum dtype t, size_t n)
+static inline void row_to_f32(float *__restrict y, const void *__restrict x, enum dtype t, size_t n)
 {
-	const uint16_t *restrict h = x;
+	const uint16_t *__restrict h = (const uint16_t *)x;
 	if (t == DT_F32)
 		memcpy(y, x, 4 * n);
 	else if (t == DT_BF16)
@@ -160,9 +160,9 @@ static inline void row_to_f32(float *restrict y, const void *restrict x, enum dt
 			y[i] = f32_from_0_6_10(h[i]);
 }
 
-static inline void row_from_f32(void *restrict y, enum dtype t, const float *restrict x, size_t n)
+static inline void row_from_f32(void *__restrict y, enum dtype t, const float *__restrict x, size_t n)
 {
-	uint16_t *restrict h = y;
+	uint16_t *__restrict h = (uint16_t *)y;
 	if (t == DT_F32)
 		memcpy(y, x, 4 * n);
 	else if (t == DT_BF16)
@@ -180,10 +180,10 @@ static inline void row_from_f32(void *restrict y, enum dtype t, const float *res
 }
 
 /* bf16 or f16, at random. */
-static inline void row_from_f32_random(void *restrict y, enum dtype t, const float *restrict x, const uint32_t *restrict bits,
-                                       size_t n)
+static inline void row_from_f32_random(void *__restrict y, enum dtype t, const float *__restrict x,
+                                       const uint32_t *__restrict bits, size_t n)
 {
-	uint16_t *restrict h = y;
+	uint16_t *__restrict h = (uint16_t *)y;
 	if (t == DT_BF16)
 		for (size_t i = 0; i < n; i++)
 			h[i] = f32_to_bf16_random(x[i], bits[i]);

@@ -260,8 +260,8 @@ static int make_hint(dnnl_primitive_desc_t *pd, const struct accelerator *a, con
 	return failed;
 }
 
-static int make_descriptor(dnnl_primitive_desc_t *pd, const struct accelerator *a, const struct key *k, struct layout l[ROLES],
-			   const_dnnl_primitive_attr_t attr)
+static int make_descriptor(dnnl_primitive_desc_t *pd, const struct accelerator *a, const struct key *k,
+			   struct layout l[ROLES], const_dnnl_primitive_attr_t attr)
 {
 	const struct layout *b = k->bias ? &l[BIAS] : NULL;
 	const dnnl_dims_t pad = { (k->dims[5] - 1) / 2, (k->dims[5] - 1) / 2 };
@@ -286,7 +286,8 @@ static int is_reference(const_dnnl_primitive_desc_t pd)
 	return strncmp(name, "ref", 3) == 0;
 }
 
-static int make_turn(struct kernel *k, const struct accelerator *a, const struct layout *plain, const_dnnl_primitive_desc_t pd)
+static int make_turn(struct kernel *k, const struct accelerator *a, const struct layout *plain,
+		     const_dnnl_primitive_desc_t pd)
 {
 	dnnl_primitive_desc_t turn;
 	int out = k->key.kind == CONV_DW;
@@ -304,9 +305,11 @@ static int make_turn(struct kernel *k, const struct accelerator *a, const struct
 }
 
 /* Memory objects without data; the layouts are the primitive's. */
-static int make_memory(struct kernel *k, const struct accelerator *a, const struct layout l[ROLES], const_dnnl_primitive_desc_t pd)
+static int make_memory(struct kernel *k, const struct accelerator *a, const struct layout l[ROLES],
+		       const_dnnl_primitive_desc_t pd)
 {
-	MD_POINTER w = dnnl_primitive_desc_query_md(pd, k->key.kind == CONV_DW ? dnnl_query_diff_weights_md : dnnl_query_weights_md, 0);
+	MD_POINTER w = dnnl_primitive_desc_query_md(
+		pd, k->key.kind == CONV_DW ? dnnl_query_diff_weights_md : dnnl_query_weights_md, 0);
 	MD_POINTER s = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
 	k->weight_bytes = dnnl_memory_desc_get_size(w);
 	k->scratch_bytes = dnnl_memory_desc_get_size(s);
@@ -367,7 +370,8 @@ static dnnl_status_t turn_weights(const struct accelerator *a, const struct kern
 }
 
 /* Run with the given data; w is plain, read or (CONV_DW) written.  0, or -1 with the sticky error set. */
-static int kernel_run(struct dev *d, const char *op, const struct kernel *k, const void *in, void *w, const float *b, void *out)
+static int kernel_run(struct dev *d, const char *op, const struct kernel *k, const void *in, void *w, const float *b,
+		      void *out)
 {
 	static const int arg[][ROLES] = {
 		[MATMUL] = { DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS, DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD },
@@ -550,8 +554,8 @@ static int product(struct dev *d, const char *op, struct key key, void *out, con
 	return 0;
 }
 
-static void dnnl_linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
-			    int flags)
+static void dnnl_linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in,
+			    int out, int flags)
 {
 	enum dtype t = call_type(d, flags), to = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
 	struct key key = { .type = (int)t, .out_type = (int)to, .sum = (flags & OP_ADD) != 0, .w_transposed = 1,
@@ -588,8 +592,8 @@ static void linear_fwd(struct dev *d, void *y, const void *x, const void *w, con
 	(is_ours(rows, call_type(d, flags)) ? cpu_linear_fwd : dnnl_linear_fwd)(d, y, x, w, b, rows, in, out, flags);
 }
 
-static void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,
-		       int in, int out, int flags)
+static void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
+		       size_t rows, int in, int out, int flags)
 {
 	(call_type(d, flags) == DT_F32 ? cpu_linear_bwd : dnnl_linear_bwd)(d, dx, dw, db, dy, x, w, rows, in, out, flags);
 }
@@ -601,8 +605,8 @@ static void dnnl_linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x,
 	cpu_gelu_fwd(d, y, u, rows * (size_t)out, exact);
 }
 
-static void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows, int in,
-			    int out, int exact)
+static void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows,
+			    int in, int out, int exact)
 {
 	(is_ours(rows, d->type) ? cpu_linear_gelu_fwd : dnnl_linear_gelu_fwd)(d, y, u, x, w, b, rows, in, out, exact);
 }

@@ -28,7 +28,8 @@ INLINE __m128 sums4(const __m512 s[NR])
 }
 
 /* c[m, NR] = or += a b^T; m is a constant where this is inlined. */
-INLINE void tile(int m, float *c, size_t ldc, const uint16_t *a, size_t lda, const uint16_t *b, size_t ldb, size_t k, int add)
+INLINE void tile(int m, float *c, size_t ldc, const uint16_t *a, size_t lda, const uint16_t *b, size_t ldb, size_t k,
+		 int add)
 {
 	__m512 s[MR][NR];
 #pragma GCC unroll 6
@@ -56,8 +57,8 @@ INLINE void tile(int m, float *c, size_t ldc, const uint16_t *a, size_t lda, con
 }
 
 /* tile for any m. */
-TARGET static void tiles(float *c, size_t ldc, const uint16_t *a, size_t lda, const uint16_t *b, size_t ldb, size_t m, size_t k,
-			 int add)
+TARGET static void tiles(float *c, size_t ldc, const uint16_t *a, size_t lda, const uint16_t *b, size_t ldb, size_t m,
+			 size_t k, int add)
 {
 	size_t i = 0;
 	for (; i + MR <= m; i += MR)

@@ -1,6 +1,8 @@
 /* emu.cc - see emu.h: fibres, rendezvous, the tensor core by its definition, and device memory. */
 #include "emu.h"
 
+#include "convert.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -300,58 +302,17 @@ void __syncwarp()
 
 /* ---- numbers ---- */
 
-static float from_bits(uint32_t u)
-{
-	float x;
-	memcpy(&x, &u, 4);
-	return x;
-}
-
-static uint32_t to_bits(float x)
-{
-	uint32_t u;
-	memcpy(&u, &x, 4);
-	return u;
-}
-
-float emu_from_f16(uint16_t h)
-{
-	/* The exponent moves from bias 15 to 127 by a product, which also normalises subnormals. */
-	float x = from_bits((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
-	uint32_t u = to_bits(x) | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0);
-	return from_bits(u | (uint32_t)(h & 0x8000) << 16);
-}
-
-uint16_t emu_to_bf16(float x)
-{
-	uint32_t u = to_bits(x);
-	if (x != x)
-		return 0x7fff;
-	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-uint16_t emu_to_f16(float x)
-{
-	uint32_t sign = to_bits(x) >> 16 & 0x8000;
-	float a = fabsf(x);
-	if (x != x)
-		return 0x7fff;
-	if (a >= 65520 || a == 0)
-		return (uint16_t)(sign | (a == 0 ? 0 : 0x7c00));
-	int e;
-	frexpf(a, &e); /* a = m 2^e, m in [1/2, 1) */
-	e = e < -13 ? -13 : e;
-	/* In units of the last place an integer: rounding to nearest even. */
-	uint32_t n = (uint32_t)nearbyintf(ldexpf(a, 11 - e));
-	return (uint16_t)(sign | (n + ((uint32_t)(e + 13) << 10)));
-}
+/* A GPU's NaN is always the same. */
+uint16_t emu_to_bf16(float x) { return x != x ? 0x7fff : f32_to_bf16(x); }
+uint16_t emu_to_f16(float x) { return x != x ? 0x7fff : f32_to_f16(x); }
+float emu_from_f16(uint16_t h) { return f16_to_f32(h); }
 
 /* ---- tensor cores ---- */
 
 static float half_of(uint32_t pair, int high, bool is_bf16)
 {
 	uint16_t h = (uint16_t)(high ? pair >> 16 : pair);
-	return is_bf16 ? from_bits((uint32_t)h << 16) : emu_from_f16(h);
+	return is_bf16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
 void emu_mma(float c[4], const uint32_t a[4], const uint32_t b[2], bool is_bf16)
@@ -664,5 +625,7 @@ cudaError_t cudaGetLastError()
 
 const char *cudaGetErrorString(cudaError_t e)
 {
-	return e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "no error";
+	return e == cudaErrorMemoryAllocation ? "out of memory"
+	       : e == cudaErrorNoDevice       ? "no CUDA-capable device is detected"
+					      : "no error";
 }

@@ -393,8 +393,9 @@ KERNEL __launch_bounds__(THREADS) flash_dq_kernel(T *dqkv, const T *dy, const T 
 
 /* p[16 keys, QT queries] = exp of the scores s, 0 where not seen; s becomes the gradient of the scores. */
 template <int QT>
-DEVICE void gradient_columns(float p[QT / 8][4], float s[QT / 8][4], const float g[QT / 8][4], const struct mask &m, int key0,
-                             int keys, int query0, int queries, const float *lse, const float *delta, float scale2)
+DEVICE void gradient_columns(float p[QT / 8][4], float s[QT / 8][4], const float g[QT / 8][4], const struct mask &m,
+			     int key0, int keys, int query0, int queries, const float *lse, const float *delta,
+			     float scale2)
 {
 #pragma unroll
 	for (int j = 0; j < QT / 8; j++)
@@ -460,8 +461,8 @@ KERNEL __launch_bounds__(THREADS) flash_dkv_kernel(T *dqkv, const T *dy, const T
 }
 
 template <int DP, int QT>
-static void bwd_run(struct dev *d, T *dqkv, const T *dy, const T *qkv, const float *lse, const float *delta, int B, int H, int D,
-                    const struct mask *m)
+static void bwd_run(struct dev *d, T *dqkv, const T *dy, const T *qkv, const float *lse, const float *delta, int B,
+		    int H, int D, const struct mask *m)
 {
 	dim3 grid(tile_count(m), (unsigned)H, (unsigned)B), block(THREADS);
 	float scale = 1.0f / sqrtf((float)D);
@@ -470,8 +471,8 @@ static void bwd_run(struct dev *d, T *dqkv, const T *dy, const T *qkv, const flo
 	launch(d, flash_dkv_kernel<DP, QT>, grid, block, tiles_bytes<DP>(2) + columns, dqkv, dy, qkv, lse, delta, *m, H, D, scale);
 }
 
-bool flash_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const float *lse, const float *delta, int B, int H,
-               int D, const struct mask *m)
+bool flash_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const float *lse, const float *delta, int B,
+	       int H, int D, const struct mask *m)
 {
 	if (!suits(dqkv, dy, D) || !aligned(qkv, 16))
 		return false;

@@ -19,8 +19,8 @@ static inline bool flash_bwd(struct dev *, void *, const void *, const void *, c
 }
 #else
 bool flash_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, int H, int D, const struct mask *m);
-bool flash_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const float *lse, const float *delta, int B, int H,
-               int D, const struct mask *m);
+bool flash_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const float *lse, const float *delta, int B,
+	       int H, int D, const struct mask *m);
 #endif
 }
 

@@ -195,7 +195,8 @@ static bool too_many(struct dev *d, size_t rows)
 	return rows > INT32_MAX;
 }
 
-void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out, int flags)
+void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
+		int flags)
 {
 	bool wide = flags & (OP_OUT_F32 | OP_ADD), add = flags & OP_ADD;
 	if (!T_IS_F32 && flags & OP_F32) {

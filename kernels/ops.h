@@ -162,10 +162,12 @@ struct ops {
 	/* y = scale * x.  FILTER acts on that f32 product, so that what overflows in T alone stays visible. */
 	void (*cast)(struct dev *d, void *y /*T*/, const float *x, size_t n, float scale, int flags);
 	void (*uncast)(struct dev *d, float *y, const void *x /*T*/, size_t n, float scale); /* y = scale * x */
-	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n); /* y = x + gain*r; y may be x */
+	/* y = x + gain r; y may be x. */
+	void (*add)(struct dev *d, float *y, const float *x, const void *r /*T*/, float gain, size_t n);
 	void (*relu_fwd)(struct dev *d, void *y /*T*/, const float *x, size_t n, int flags); /* y = max(0, x) */
-	void (*relu_bwd)(struct dev *d, void *dx, const void *dy, const void *y, size_t n);  /* all T: dx = y>0 ? dy : 0; in place allowed */
-	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags); /* dx += x>0 ? dy : 0 */
+	/* All T: dx = y > 0 ? dy : 0; in place allowed.  And dx += x > 0 ? dy : 0. */
+	void (*relu_bwd)(struct dev *d, void *dx, const void *dy, const void *y, size_t n);
+	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags);
 	/* y = u * sigmoid(1.702 u) (C5, H5), all T; exact 1: erf GELU instead (some published CLIPs). */
 	void (*gelu_fwd)(struct dev *d, void *y, const void *u, size_t n, int exact);
 	void (*gelu_bwd)(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact);

@@ -7,60 +7,37 @@
 
 /* ---- films ---- */
 
-static bool same_sample(const struct record *a, const struct record *b)
-{
-	return a->key.n == b->key.n && (!a->key.n || memcmp(a->key.p, b->key.p, a->key.n) == 0) &&
-	       (a->has & HAS_SAMPLE ? a->sample : 0) == (b->has & HAS_SAMPLE ? b->sample : 0);
-}
-
-/* The film that r belongs to, made if there is none; the latest are looked at first. */
+/* The film that r belongs to, made if there is none. */
 static struct film *find_film(struct films *f, const struct record *r, struct error *e)
 {
-	for (size_t i = f->n; i-- > 0;)
-		if (same_sample(&f->at[i].frames[0], r))
-			return &f->at[i];
-	if (f->n == f->cap) {
-		size_t cap = f->cap ? 2 * f->cap : 16;
-		struct film *at = mem_grow(f->at, cap, sizeof *at, e);
-		if (!at)
-			return NULL;
-		f->at = at;
-		f->cap = cap;
+	uint64_t sample[2] = {hash64(r->key.p, r->key.n), r->has & HAS_SAMPLE ? r->sample : 0};
+	size_t *place = hash_table_find(&f->places, hash64(sample, sizeof sample), e);
+	if (!place || (!*place && ARRAY_ROOM(f->at, f->n + 1, &f->cap, e)))
+		return NULL;
+	if (!*place) {
+		f->at[f->n++] = (struct film){0};
+		*place = f->n;
 	}
-	f->at[f->n] = (struct film){0};
-	return &f->at[f->n];
+	return &f->at[*place - 1];
 }
 
 int films_add(struct films *f, const struct record *r, struct error *e)
 {
 	struct film *film = find_film(f, r, e);
-	if (!film)
+	if (!film || records_room(&film->frames, film->n + 1, &film->cap, e))
 		return -1;
-	if (film->n == film->cap) {
-		size_t cap = film->cap ? 2 * film->cap : 8;
-		struct record *frames = mem_grow(film->frames, cap, sizeof *frames, e);
-		if (!frames)
-			return -1;
-		memset(frames + film->cap, 0, (cap - film->cap) * sizeof *frames);
-		film->frames = frames;
-		film->cap = cap;
-	}
 	struct record slim = *r; /* borrowed */
 	slim.text = slim.image = (struct tokens){0};
 	slim.unknown = (struct buf){0};
-	if (film->n == 0)
-		f->n++; /* before the copy, so that films_free sees it */
 	return record_copy(&film->frames[film->n++], &slim, e);
 }
 
 void films_free(struct films *f)
 {
-	for (size_t i = 0; i < f->n; i++) {
-		for (size_t k = 0; k < f->at[i].n; k++)
-			record_free(&f->at[i].frames[k]);
-		free(f->at[i].frames);
-	}
+	for (size_t i = 0; i < f->n; i++)
+		records_free(f->at[i].frames, f->at[i].cap);
 	free(f->at);
+	hash_table_free(&f->places);
 	*f = (struct films){0};
 }
 

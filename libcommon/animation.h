@@ -3,7 +3,7 @@
 #ifndef ANIMATION_H
 #define ANIMATION_H
 
-#include "stream.h"
+#include "hash.h"
 
 /* The records of one key and sample number, in the order in which they came. */
 struct film {
@@ -14,6 +14,7 @@ struct film {
 struct films {
 	struct film *at;
 	size_t n, cap;
+	struct hash_table places; /* by key and sample number, counted from 1 */
 };
 int films_add(struct films *f, const struct record *r, struct error *e);
 void films_free(struct films *f);

@@ -29,35 +29,10 @@ enum { MAX_FILE = 1 << 26 };
 
 /* ---- Unicode ---- */
 
-static bool in_ranges(const struct code_range *r, size_t n, uint32_t c)
-{
-	size_t low = 0;
-	while (low < n) {
-		size_t mid = (low + n) / 2;
-		if (c > r[mid].last)
-			low = mid + 1;
-		else if (c < r[mid].first)
-			n = mid;
-		else
-			return true;
-	}
-	return false;
-}
-
 static uint32_t lower_case(uint32_t c)
 {
-	size_t low = 0, high = ARRAY_LEN(lower_rows);
-	while (low < high) {
-		size_t mid = (low + high) / 2;
-		const struct lower_row *r = &lower_rows[mid];
-		if (c > r->last)
-			low = mid + 1;
-		else if (c < r->first)
-			high = mid;
-		else
-			return (c - r->first) % r->step ? c : (uint32_t)((int64_t)c + r->difference);
-	}
-	return c;
+	const struct lower_row *r = CODE_ROW(lower_rows, c);
+	return !r || (c - r->first) % r->step ? c : (uint32_t)((int64_t)c + r->difference);
 }
 
 static bool is_space(uint32_t c)
@@ -76,9 +51,7 @@ static enum kind kind_of(uint32_t c)
 		bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 		return letter ? LETTER : c >= '0' && c <= '9' ? NUMBER : OTHER;
 	}
-	if (in_ranges(letter_ranges, ARRAY_LEN(letter_ranges), c))
-		return LETTER;
-	return in_ranges(number_ranges, ARRAY_LEN(number_ranges), c) ? NUMBER : OTHER;
+	return CODE_ROW(letter_ranges, c) ? LETTER : CODE_ROW(number_ranges, c) ? NUMBER : OTHER;
 }
 
 /* ---- words ---- */

@@ -72,14 +72,8 @@ static int add_word(struct bpe_counts *c, size_t slot, uint64_t hash, const uint
 {
 	if (c->count == UINT32_MAX - 1)
 		return fail(e, STATUS_LIMIT, "more than %zu different words", c->count);
-	if (c->count == c->cap) {
-		size_t cap = c->cap ? c->cap * 2 : 1024;
-		struct word_count *words = mem_grow(c->words, cap, sizeof *words, e);
-		if (!words)
-			return -1;
-		c->words = words;
-		c->cap = cap;
-	}
+	if (ARRAY_ROOM(c->words, c->count + 1, &c->cap, e))
+		return -1;
 	c->words[c->count] = (struct word_count){hash, 1, c->bytes.n, n};
 	if (buf_add(&c->bytes, p, n, e))
 		return -1;
@@ -177,14 +171,8 @@ static struct pair *find_pair(struct trainer *t, uint32_t left, uint32_t right, 
 	for (; t->slots[s]; s = (s + 1) & mask)
 		if (t->pairs[t->slots[s] - 1].key == key)
 			return &t->pairs[t->slots[s] - 1];
-	if (t->pair_count == t->pair_cap) {
-		size_t cap = t->pair_cap ? t->pair_cap * 2 : 4096;
-		struct pair *pairs = mem_grow(t->pairs, cap, sizeof *pairs, e);
-		if (!pairs)
-			return NULL;
-		t->pairs = pairs;
-		t->pair_cap = cap;
-	}
+	if (ARRAY_ROOM(t->pairs, t->pair_count + 1, &t->pair_cap, e))
+		return NULL;
 	t->pairs[t->pair_count] = (struct pair){.key = key};
 	t->slots[s] = (uint32_t)++t->pair_count;
 	return &t->pairs[t->pair_count - 1];
@@ -215,14 +203,8 @@ static bool goes_before(const struct candidate *a, const struct candidate *b)
 
 static int push_candidate(struct trainer *t, uint32_t pair, struct error *e)
 {
-	if (t->heap_count == t->heap_cap) {
-		size_t cap = t->heap_cap ? t->heap_cap * 2 : 4096;
-		struct candidate *heap = mem_grow(t->heap, cap, sizeof *heap, e);
-		if (!heap)
-			return -1;
-		t->heap = heap;
-		t->heap_cap = cap;
-	}
+	if (ARRAY_ROOM(t->heap, t->heap_count + 1, &t->heap_cap, e))
+		return -1;
 	struct candidate new = {t->pairs[pair].count, t->pairs[pair].key, pair};
 	size_t i = t->heap_count++;
 	for (; i > 0 && goes_before(&new, &t->heap[(i - 1) / 2]); i = (i - 1) / 2)
@@ -278,14 +260,8 @@ static int change_pair(struct trainer *t, uint32_t left, uint32_t right, uint32_
 		return 0;
 	if (p->touched)
 		return pair_add_word(p, word, e);
-	if (t->touched_count == t->touched_cap) {
-		size_t cap = t->touched_cap ? t->touched_cap * 2 : 1024;
-		uint32_t *touched = mem_grow(t->touched, cap, sizeof *touched, e);
-		if (!touched)
-			return -1;
-		t->touched = touched;
-		t->touched_cap = cap;
-	}
+	if (ARRAY_ROOM(t->touched, t->touched_count + 1, &t->touched_cap, e))
+		return -1;
 	t->touched[t->touched_count++] = (uint32_t)(p - t->pairs);
 	p->touched = true;
 	return pair_add_word(p, word, e);

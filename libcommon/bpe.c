@@ -301,22 +301,9 @@ static int grow_arrays(struct bpe_coder *c, size_t n, struct error *e)
 	return 0;
 }
 
-static int grow_keys(uint64_t **keys, size_t n, size_t *cap, struct error *e)
-{
-	if (n < *cap)
-		return 0;
-	size_t want = *cap ? *cap * 2 : 64;
-	uint64_t *p = mem_grow(*keys, want, sizeof *p, e);
-	if (!p)
-		return -1;
-	*keys = p;
-	*cap = want;
-	return 0;
-}
-
 static int heap_push(struct bpe_coder *c, uint64_t key, struct error *e)
 {
-	if (grow_keys(&c->heap, c->heap_count, &c->heap_cap, e))
+	if (ARRAY_ROOM(c->heap, c->heap_count + 1, &c->heap_cap, e))
 		return -1;
 	size_t i = c->heap_count++;
 	for (; i > 0 && c->heap[(i - 1) / 2] > key; i = (i - 1) / 2)
@@ -427,7 +414,7 @@ static int step_candidate(struct bpe_coder *c, struct draws *d, uint32_t *at, st
 	bool found;
 	c->skipped_count = 0;
 	while ((found = take_candidate(c, &key)) && skip_merge(d)) {
-		if (grow_keys(&c->skipped, c->skipped_count, &c->skipped_cap, e))
+		if (ARRAY_ROOM(c->skipped, c->skipped_count + 1, &c->skipped_cap, e))
 			return -1;
 		c->skipped[c->skipped_count++] = key;
 	}
@@ -577,18 +564,6 @@ static int64_t encode_clip(struct bpe_coder *c, uint32_t *token, const uint8_t *
 	return (int64_t)count;
 }
 
-static int reserve_tokens(struct tokens *t, size_t n, struct error *e)
-{
-	if (n <= t->cap)
-		return 0;
-	uint32_t *p = mem_grow(t->v, n, sizeof *p, e);
-	if (!p)
-		return -1;
-	t->v = p;
-	t->cap = n;
-	return 0;
-}
-
 int bpe_encode(struct bpe_coder *c, const void *text, size_t n, double dropout, uint64_t seed, uint32_t record,
 	struct tokens *out, struct error *e)
 {
@@ -601,7 +576,7 @@ int bpe_encode(struct bpe_coder *c, const void *text, size_t n, double dropout, 
 	const uint8_t *p = b->rule == BPE_CLIP ? c->normal.p : text;
 	size_t bytes = b->rule == BPE_CLIP ? c->normal.n : n, ends = b->opening != BPE_NONE;
 	/* A token has at least one byte; both ends, and what a cache line writes too much. */
-	if (reserve_tokens(out, bytes + 2 + CACHED_TOKENS, e))
+	if (tokens_reserve(out, bytes + 2 + CACHED_TOKENS, e))
 		return -1;
 	uint32_t *token = out->v + ends;
 	int64_t count = b->rule == BPE_CLIP ? encode_clip(c, token, p, bytes, &d, e) : encode_letters(c, token, p, bytes, &d, e);

@@ -34,18 +34,9 @@ struct plot {
 
 int chart_add_point(struct chart_series *s, double x, double y, struct error *e)
 {
-	if (s->n == s->cap) {
-		size_t cap = s->cap ? 2 * s->cap : 256;
-		double *more = mem_grow(s->x, cap, sizeof *more, e);
-		if (!more)
-			return -1;
-		s->x = more;
-		more = mem_grow(s->y, cap, sizeof *more, e);
-		if (!more)
-			return -1;
-		s->y = more;
-		s->cap = cap;
-	}
+	size_t cap = s->cap; /* of both */
+	if (ARRAY_ROOM(s->x, s->n + 1, &cap, e) || ARRAY_ROOM(s->y, s->n + 1, &s->cap, e))
+		return -1;
 	s->x[s->n] = x;
 	s->y[s->n++] = y;
 	return 0;

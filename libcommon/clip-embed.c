@@ -98,10 +98,9 @@ int embed_pictures(struct embedder *x, const struct pixels *const *pictures, int
 
 /* ---- captions ---- */
 
-bool same_caption(const struct record *a, const struct record *b)
+uint64_t embedder_caption(const struct embedder *x, const struct record *r)
 {
-	return a->caption.n == b->caption.n && (!a->caption.n || memcmp(a->caption.p, b->caption.p, a->caption.n) == 0) &&
-	       a->text.n == b->text.n && (!a->text.n || memcmp(a->text.v, b->text.v, a->text.n * sizeof *a->text.v) == 0);
+	return caption_hash(r, x->coder != NULL);
 }
 
 /* The record's tokens: those it has, or those of the published vocabulary into *to. */
@@ -123,14 +122,17 @@ static const struct tokens *caption_tokens(struct embedder *x, const struct reco
 int embed_captions(struct embedder *x, const struct record *r, int n, const char *file, struct error *e)
 {
 	size_t E = (size_t)x->model.config.embed;
+	uint64_t before = 0;
 	int distinct = 0;
 	for (int i = 0; i < n; i++) {
-		if (i == 0 || !same_caption(&r[i], &r[i - 1])) {
+		uint64_t caption = embedder_caption(x, &r[i]);
+		if (i == 0 || caption != before) {
 			x->tokens[distinct] = caption_tokens(x, &r[i], &x->encoded[distinct], file, e);
 			if (!x->tokens[distinct++])
 				return -1;
 		}
 		x->row[i] = distinct - 1;
+		before = caption;
 	}
 	if (clip_embed(&x->model, NULL, x->tokens, distinct, NULL, x->text, e))
 		return -1;

@@ -44,7 +44,7 @@ int embed_pictures(struct embedder *x, const struct pixels *const *pictures, int
                    struct error *e);
 int embed_captions(struct embedder *x, const struct record *r, int n, const char *file, struct error *e);
 
-/* Caption and text tokens are equal. */
-bool same_caption(const struct record *a, const struct record *b);
+/* caption_hash of what the model reads; of a zeroed struct, too. */
+uint64_t embedder_caption(const struct embedder *x, const struct record *r);
 
 #endif

@@ -283,7 +283,8 @@ static int plan(struct clip *m, const struct folder *f, const struct ops *ops, s
 	return r;
 }
 
-static int load_folder(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch, struct error *e)
+static int load_folder(struct clip *m, const char *folder, const struct ops *ops, struct dev *dev, int batch,
+		       struct error *e)
 {
 	struct folder f;
 	*m = (struct clip){0};

@@ -67,7 +67,7 @@ struct clip {
 	int64_t resize;               /* with bpe: the shorter side before the centre crop to config.size */
 	int64_t end_token;            /* with bpe: its first state stands for the caption; -1: that of the largest token */
 
-	struct clip_buffers *buf; /* activations, clip.c */
+	struct clip_buffers *buf; /* activations, clip-net.h */
 };
 
 /* Rows of the preset table: "tiny", "small", "vit-b-32".  STATUS_USAGE for another name. */
@@ -106,7 +106,8 @@ struct clip_trainer {
 	double lr;
 	int64_t warmup;
 	uint8_t *rgb;   /* (batch, size, size, 3) host */
-	int32_t *group; /* (batch) host: equal captions share a number */
+	uint64_t *caption; /* (batch) caption_hash */
+	int32_t *group; /* (batch) host: the first record with an equal caption */
 	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than the context */
 };
 int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);

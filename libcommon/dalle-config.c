@@ -1,6 +1,8 @@
 /* dalle-config.c - see dalle-config.h. */
 #include "dalle-config.h"
 
+#include "config.h"
+
 #include <string.h>
 
 /* Data sizes are the paper's where a stream does not set them; `small` is for pictures of 64 to 128 pixels with short
@@ -52,6 +54,17 @@ struct attn_mask dalle_mask_of(const struct dalle_config *c, int i)
 	return m;
 }
 
+/* Text states see all before them, image states all text and, whatever their place, the same distances back. */
+uint64_t dalle_mask_pairs(const struct attn_mask *mask)
+{
+	uint64_t text = (uint64_t)mask->n_text, S = (uint64_t)attn_length(mask), image = S - text;
+	uint64_t pairs = text * (text + 1) / 2 + image * text;
+	for (uint64_t o = 0; o < image; o++)
+		if (attn_allowed(mask, (int)(S - 1), (int)(S - 1 - o)))
+			pairs += image - o;
+	return pairs;
+}
+
 void dalle_config_from_header(struct dalle_config *c, const struct header *h)
 {
 	c->text_vocab = (int)h->text.size;
@@ -62,32 +75,18 @@ void dalle_config_from_header(struct dalle_config *c, const struct header *h)
 
 /* ---- JSON ---- */
 
-/* Each number of the config: its name in the file and the range that is accepted. */
-static const struct field {
-	const char *name;
-	size_t at;
-	int min, max;
-} fields[] = {
-#define FIELD(name, min, max) {#name, offsetof(struct dalle_config, name), min, max}
+static const struct config_field fields[] = {
+#define FIELD(name, min, max) CONFIG_FIELD(struct dalle_config, name, min, max)
 	FIELD(text_length, 1, 1 << 16), FIELD(text_vocab, 1, 1 << 24), FIELD(grid_w, 1, 4096), FIELD(grid_h, 1, 4096),
 	FIELD(image_vocab, 1, 1 << 24), FIELD(layers, 1, 1024), FIELD(width, 1, 1 << 17), FIELD(heads, 1, 1 << 12),
 	FIELD(conv_k, 1, 4095), FIELD(conv_centred, 0, 1), FIELD(mask, 0, DALLE_MASK_DENSE),
 #undef FIELD
 };
 
-static int *field_of(struct dalle_config *c, const struct field *f)
-{
-	return (int *)((char *)c + f->at);
-}
-
 int dalle_config_check(const struct dalle_config *c, struct error *e)
 {
-	struct dalle_config copy = *c;
-	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
-		int v = *field_of(&copy, &fields[i]);
-		if (v < fields[i].min || v > fields[i].max)
-			return fail(e, STATUS_BAD, "%s is %d, expected %d to %d", fields[i].name, v, fields[i].min, fields[i].max);
-	}
+	if (config_check(c, fields, ARRAY_LEN(fields), STATUS_BAD, e))
+		return -1;
 	if (c->width % c->heads)
 		return fail(e, STATUS_BAD, "width %d is not a multiple of %d heads", c->width, c->heads);
 	if (c->conv_k % 2 == 0)
@@ -99,13 +98,8 @@ int dalle_config_check(const struct dalle_config *c, struct error *e)
 
 json_t *dalle_config_json(const struct dalle_config *c)
 {
-	struct dalle_config copy = *c;
-	json_t *j = json_object();
-	bool ok = j != NULL;
-	for (size_t i = 0; i < ARRAY_LEN(fields); i++)
-		ok = ok && json_object_set_new(j, fields[i].name, json_integer(*field_of(&copy, &fields[i]))) == 0;
-	ok = ok && json_object_set_new(j, "logits_f32", json_boolean(c->logits_f32)) == 0;
-	if (ok)
+	json_t *j = config_json(c, fields, ARRAY_LEN(fields));
+	if (j && json_object_set_new(j, "logits_f32", json_boolean(c->logits_f32)) == 0)
 		return j;
 	json_decref(j);
 	return NULL;
@@ -113,20 +107,9 @@ json_t *dalle_config_json(const struct dalle_config *c)
 
 int dalle_config_parse(struct dalle_config *c, const json_t *j, const char *name, struct error *e)
 {
-	*c = (struct dalle_config){0};
-	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
-		const json_t *v = json_object_get(j, fields[i].name);
-		if (!json_is_integer(v))
-			return fail(e, STATUS_BAD, "%s: config has no number \"%s\"", name, fields[i].name);
-		json_int_t n = json_integer_value(v);
-		if (n < fields[i].min || n > fields[i].max)
-			return fail(e, STATUS_BAD, "%s: config \"%s\" is %lld, expected %d to %d", name, fields[i].name, (long long)n,
-			            fields[i].min, fields[i].max);
-		*field_of(c, &fields[i]) = (int)n;
-	}
-	c->logits_f32 = json_is_true(json_object_get(j, "logits_f32"));
 	struct error inner = {0};
-	if (dalle_config_check(c, &inner))
-		return fail(e, STATUS_BAD, "%s: %s", name, inner.text);
-	return 0;
+	*c = (struct dalle_config){.logits_f32 = json_is_true(json_object_get(j, "logits_f32"))};
+	if (config_parse(c, fields, ARRAY_LEN(fields), j, name, e))
+		return -1;
+	return dalle_config_check(c, &inner) ? fail(e, STATUS_BAD, "%s: %s", name, inner.text) : 0;
 }

@@ -51,6 +51,8 @@ const struct dalle_preset *dalle_preset_find(const char *name);
 /* Mask of layer i = 0 .. layers - 1: the last is conv, else column where (i - 1) % 4 == 0 (the paper counts from 1),
  * else row; all of them causal for DALLE_MASK_DENSE. */
 struct attn_mask dalle_mask_of(const struct dalle_config *c, int i);
+/* Pairs of a state and one that it sees in a sequence, of a causal mask with a grid. */
+uint64_t dalle_mask_pairs(const struct attn_mask *m);
 
 static inline int dalle_image_length(const struct dalle_config *c) { return c->grid_w * c->grid_h; }
 static inline int dalle_length(const struct dalle_config *c) { return c->text_length + dalle_image_length(c); }

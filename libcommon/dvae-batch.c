@@ -209,19 +209,13 @@ int dvae_write_preview(struct dvae_fit *f, struct error *e)
 {
 	struct pixels sheet = {0};
 	struct buf png = {0};
-	struct outfile out;
 	if (!f->o.preview || !f->shown_count)
 		return 0;
 	int status = draw_preview(f, &sheet, e);
 	if (!status)
 		status = image_write_png(&png, &sheet, NULL, 0, e);
 	if (!status)
-		status = outfile_open(&out, f->o.preview, e);
-	if (!status && write_full(out.fd, png.p, png.n, f->o.preview, e)) {
-		outfile_abort(&out);
-		status = -1;
-	} else if (!status)
-		status = outfile_commit(&out, e);
+		status = write_file(f->o.preview, png.p, png.n, false, e);
 	image_free(&sheet);
 	buf_free(&png);
 	return status;

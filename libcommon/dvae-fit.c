@@ -141,14 +141,18 @@ static float floor_of(const struct dvae_fit *f)
 	return f->o.least_b > 0 ? (float)log(f->o.least_b) : -INFINITY;
 }
 
-/* Some of the shuffled data, which afterwards starts from its beginning again: as many pictures as have this many
- * tokens, or all. */
-enum { CALIBRATE_TOKENS = 1 << 18 };
+/* Pictures to calibrate with, at most: as many as have this many tokens. */
+static size_t calibration_pictures(const struct dvae *d)
+{
+	enum { CALIBRATE_TOKENS = 1 << 18 };
+	return CALIBRATE_TOKENS / tokens_of(d, 1) + 1;
+}
 
+/* With some of the shuffled data, which afterwards starts from its beginning again. */
 static int calibrate(struct dvae_fit *f, uint64_t seed, struct error *e)
 {
 	size_t bytes = 3 * pixels_of(f->d, 1), n = 0, want = loader_records(f->o.data);
-	size_t most = CALIBRATE_TOKENS / tokens_of(f->d, 1) + 1;
+	size_t most = calibration_pictures(f->d);
 	want = want < most ? want : most;
 	uint8_t *rgb = mem_alloc(want, bytes, e);
 	const struct record *r;
@@ -294,6 +298,8 @@ void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trai
 	t->kind = "dvae";
 	t->batch = d->batch;
 	t->activation_bytes = arena_bytes(&d->arena);
+	size_t pictures = calibration_pictures(d);
+	t->init_bytes = o->calibrate > 0 ? pictures * 3 * pixels_of(d, 1) + dvae_calibrate_bytes(d, pictures) : 0;
 	t->average_decay = (float)o->schedule.average_decay;
 	t->average_every = 1;
 	t->grad_scale = GRAD_SCALE_GLOBAL; /* B21 */

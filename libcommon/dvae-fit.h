@@ -65,5 +65,7 @@ int dvae_measure(struct dvae *d, const uint8_t *rgb, int n, const struct dvae_pa
  * pictures by least squares.  Residual paths start silent.  Weights in `w` and `t` are rewritten; d must have been made
  * with DVAE_TRAINING. */
 int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e);
+/* The host memory that it takes for a time, about; of a planned model, too. */
+uint64_t dvae_calibrate_bytes(struct dvae *d, size_t pictures);
 
 #endif

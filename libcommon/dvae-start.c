@@ -47,16 +47,8 @@ static void put_pictures(const struct start *s, size_t from, int n)
 	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
 }
 
-static double squared_distance(const float *a, const float *b, size_t n)
-{
-	float sum = 0;
-#pragma omp simd reduction(+ : sum)
-	for (size_t i = 0; i < n; i++)
-		sum += (a[i] - b[i]) * (a[i] - b[i]);
-	return sum;
-}
-
-/* The same, or less than it but at least `enough`: the first components are the largest where they are principal ones. */
+/* squared_distance, or less than it but at least `enough`: the first components are the largest where they are principal
+ * ones. */
 static double distance_up_to(const float *a, const float *b, size_t n, double enough)
 {
 	double sum = 0;
@@ -660,7 +652,7 @@ static void give_back(struct start *s)
 	free(s->scores);
 }
 
-int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e)
+static struct start start_of(struct dvae *d, const uint8_t *rgb, size_t pictures)
 {
 	struct start s = {.d = d, .rgb = rgb, .pictures = pictures, .tokens = (size_t)d->grid * (size_t)d->grid,
 	                  .F = (size_t)d->enc_out.in, .K = (size_t)d->config.codes};
@@ -668,6 +660,20 @@ int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double e
 	s.paired = d->config.groups == 1 && d->enc_in.kernel == 1;
 	s.C = !s.paired ? s.F : n < s.F / 2 ? n : s.F / 2;
 	s.rows = pictures * s.tokens;
+	return s;
+}
+
+uint64_t dvae_calibrate_bytes(struct dvae *d, size_t pictures)
+{
+	struct start s = start_of(d, NULL, pictures);
+	uint64_t row = s.C * sizeof *s.x + sizeof *s.far + sizeof *s.nearest;
+	uint64_t code = s.C * (sizeof *s.prototype + sizeof(double) /* sums */) + ENTROPY_ROWS * sizeof *s.scores;
+	return s.rows * row + s.K * code + (s.F + 1) * s.K * sizeof(float) /* the last convolution */;
+}
+
+int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double entropy, uint64_t seed, struct error *e)
+{
+	struct start s = start_of(d, rgb, pictures);
 	int status = take(&s, e) || start_paths(&s, seed, e) || read_vectors(&s, e) || cluster(&s, seed, e) ||
 	             put_encoder(&s, find_scale(&s, entropy), e) || put_decoder(&s, seed, e);
 	if (!status) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config.h"
 #include "device.h"
 #include "dvae-net.h"
 #include "hash.h"
@@ -17,7 +18,8 @@
 static const struct dvae_preset presets[] = {
 	{"tiny", {0, 2, 16, 16, 2, 1, 32, 3, 0}, {4e-3, 4e-4, 1, 10, 1, 0.05, 1, 1.0 / 16, 0.8, 0.9}, 8, 0.1, 2, 0},
 	{"small", {0, 8, 256, 128, 1, 2, 2048, 1, 1}, {1e-3, 5e-5, 1, 30, 0, 0.05, 0.5, 1.0 / 16, 0.8, 0.99}, 16, 0.1, 0.5, 1},
-	{"paper", {256, 1, 256, 128, 4, 2, 8192, 7, 0}, {1e-4, 1.25e-6, 1200000, 0, 6.6, 5000, 1, 1.0 / 16, 150000, 0.999}, 8, 0, 0, 0},
+	{"paper", {256, 1, 256, 128, 4, 2, 8192, 7, 0}, {1e-4, 1.25e-6, 1200000, 0, 6.6, 5000, 1, 1.0 / 16, 150000, 0.999},
+	 8, 0, 0, 0},
 };
 
 const struct dvae_preset *dvae_preset(const char *name)
@@ -30,35 +32,17 @@ const struct dvae_preset *dvae_preset(const char *name)
 
 /* ---- configuration ---- */
 
-static const struct field {
-	const char *name;
-	size_t offset;
-	int64_t min, max;
-} fields[] = {
-	{"size", offsetof(struct dvae_config, size), 1, STREAM_MAX_SIDE},
-	{"stem", offsetof(struct dvae_config, stem), 1, 64},
-	{"hidden", offsetof(struct dvae_config, hidden), 4, 1 << 16},
-	{"initial", offsetof(struct dvae_config, initial), 1, 1 << 16},
-	{"groups", offsetof(struct dvae_config, groups), 1, 8},
-	{"blocks", offsetof(struct dvae_config, blocks), 1, 64},
-	{"codes", offsetof(struct dvae_config, codes), 2, 1 << 20},
-	{"kernel", offsetof(struct dvae_config, kernel), 1, 63},
+static const struct config_field fields[] = {
+#define FIELD(name, min, max) CONFIG_FIELD(struct dvae_config, name, min, max)
+	FIELD(size, 1, STREAM_MAX_SIDE), FIELD(stem, 1, 64), FIELD(hidden, 4, 1 << 16), FIELD(initial, 1, 1 << 16),
+	FIELD(groups, 1, 8), FIELD(blocks, 1, 64), FIELD(codes, 2, 1 << 20), FIELD(kernel, 1, 63),
+#undef FIELD
 };
-
-static int64_t *field_at(struct dvae_config *c, const struct field *f)
-{
-	return (int64_t *)((char *)c + f->offset);
-}
 
 int dvae_check(const struct dvae_config *c, struct error *e)
 {
-	struct dvae_config copy = *c;
-	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
-		int64_t v = *field_at(&copy, &fields[i]);
-		if (v < fields[i].min || v > fields[i].max)
-			return fail(e, STATUS_USAGE, "dVAE %s %lld is out of range %lld to %lld", fields[i].name, (long long)v,
-			            (long long)fields[i].min, (long long)fields[i].max);
-	}
+	if (config_check(c, fields, ARRAY_LEN(fields), STATUS_USAGE, e))
+		return -1;
 	if (c->hidden % 4)
 		return fail(e, STATUS_USAGE, "dVAE hidden %lld is no multiple of 4", (long long)c->hidden);
 	if (c->hidden << (c->groups - 1) > 1 << 20)
@@ -76,30 +60,18 @@ int dvae_check(const struct dvae_config *c, struct error *e)
 
 json_t *dvae_config_to_json(const struct dvae_config *c)
 {
-	struct dvae_config copy = *c;
-	json_t *j = json_object();
-	for (size_t i = 0; j && i < ARRAY_LEN(fields); i++) {
-		if (json_object_set_new(j, fields[i].name, json_integer(*field_at(&copy, &fields[i])))) {
-			json_decref(j);
-			return NULL;
-		}
-	}
-	if (j && json_object_set_new(j, "post_gain", json_real(c->post_gain))) {
-		json_decref(j);
-		return NULL;
-	}
-	return j;
+	json_t *j = config_json(c, fields, ARRAY_LEN(fields));
+	if (j && json_object_set_new(j, "post_gain", json_real(c->post_gain)) == 0)
+		return j;
+	json_decref(j);
+	return NULL;
 }
 
 int dvae_config_from_json(struct dvae_config *c, const json_t *j, const char *path, struct error *e)
 {
 	memset(c, 0, sizeof *c);
-	for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
-		const json_t *v = json_object_get(j, fields[i].name);
-		if (!json_is_integer(v))
-			return fail(e, STATUS_BAD, "%s: dalle.config has no whole number \"%s\"", path, fields[i].name);
-		*field_at(c, &fields[i]) = json_integer_value(v);
-	}
+	if (config_parse(c, fields, ARRAY_LEN(fields), j, path, e))
+		return -1;
 	const json_t *gain = json_object_get(j, "post_gain");
 	if (!json_is_number(gain))
 		return fail(e, STATUS_BAD, "%s: dalle.config has no number \"post_gain\"", path);

@@ -21,19 +21,6 @@ int filter_start(struct filter *f, const char *output, int level, struct error *
 	return 0;
 }
 
-static int batch_reserve(struct filter *f, int max, struct error *e)
-{
-	if (max <= f->batch_cap)
-		return 0;
-	struct record *v = mem_grow(f->batch, (size_t)max, sizeof *v, e);
-	if (!v)
-		return -1;
-	f->batch = v;
-	for (; f->batch_cap < max; f->batch_cap++)
-		f->batch[f->batch_cap] = (struct record){0};
-	return 0;
-}
-
 /* The number of records is not known before the end; the share of bytes read tells it
  * well enough for a time left.  The batch of n was read and is still to be computed. */
 static void show_progress(struct filter *f, int n)
@@ -48,7 +35,7 @@ static void show_progress(struct filter *f, int n)
 int filter_batch(struct filter *f, int max, struct error *e)
 {
 	int n = 0;
-	if (batch_reserve(f, max, e))
+	if (records_room(&f->batch, (size_t)max, &f->batch_cap, e))
 		return -1;
 	while (n < max) {
 		int r = reader_next(f->in, &f->batch[n], e);
@@ -80,9 +67,7 @@ int filter_close(struct filter *f, struct error *e)
 		writer_close(f->out, e);
 	reader_close(f->in);
 	header_free(&f->header);
-	for (int i = 0; i < f->batch_cap; i++)
-		record_free(&f->batch[i]);
-	free(f->batch);
+	records_free(f->batch, f->batch_cap);
 	*f = (struct filter){0};
 	return e->status ? report(e) : STATUS_OK;
 }

@@ -22,7 +22,7 @@ struct filter {
 	struct writer *out;
 	struct header header;
 	struct record *batch; /* batch_cap records, reused */
-	int batch_cap;
+	size_t batch_cap;
 	uint64_t records; /* read so far */
 	struct progress progress;
 };

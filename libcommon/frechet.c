@@ -231,15 +231,6 @@ int frechet_distance(const struct moments *a, const struct moments *b, double *o
 
 /* ---- precision and recall ---- */
 
-static float squared_distance(const float *a, const float *b, size_t n)
-{
-	float sum = 0;
-#pragma omp simd reduction(+ : sum)
-	for (size_t i = 0; i < n; i++)
-		sum += (a[i] - b[i]) * (a[i] - b[i]);
-	return sum;
-}
-
 /* The k-th smallest squared distance from vector i to the others; nearest (k) is workspace. */
 static float neighbour(const float *x, size_t n, size_t width, size_t i, size_t k, float *nearest)
 {

@@ -1,6 +1,7 @@
 /* hash.c - see hash.h. */
 #include "hash.h"
 
+#include <stdlib.h>
 #include <xxhash.h>
 
 /* struct hash is libxxhash's state under our name: its allocation is aligned as XXH3 needs. */
@@ -37,4 +38,44 @@ void hash_finish(struct hash *h, char id[ID_LENGTH + 1])
 uint64_t hash64(const void *p, size_t n)
 {
 	return XXH3_64bits(p, n);
+}
+
+static struct hash_entry *place_of(const struct hash_table *t, uint64_t hash)
+{
+	size_t i = hash & (t->cap - 1);
+	while (t->at[i].value && t->at[i].hash != hash)
+		i = (i + 1) & (t->cap - 1);
+	return &t->at[i];
+}
+
+static int grow(struct hash_table *t, struct error *e)
+{
+	struct hash_table old = *t;
+	size_t cap = old.cap ? 2 * old.cap : 64;
+	struct hash_entry *at = mem_zero(cap, sizeof *at, e);
+	if (!at)
+		return -1;
+	t->at = at;
+	t->cap = cap;
+	for (size_t i = 0; i < old.cap; i++)
+		if (old.at[i].value)
+			*place_of(t, old.at[i].hash) = old.at[i];
+	free(old.at);
+	return 0;
+}
+
+size_t *hash_table_find(struct hash_table *t, uint64_t hash, struct error *e)
+{
+	if (2 * t->n >= t->cap && grow(t, e))
+		return NULL;
+	struct hash_entry *x = place_of(t, hash);
+	t->n += x->value == 0;
+	x->hash = hash;
+	return &x->value;
+}
+
+void hash_table_free(struct hash_table *t)
+{
+	free(t->at);
+	*t = (struct hash_table){0};
 }

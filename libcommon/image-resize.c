@@ -37,14 +37,8 @@ static int tap_add(struct axis *a, struct tap *t, uint64_t at, uint32_t in, int6
 		a->w[t->weights + t->count - 1] += (int32_t)weight;
 		return 0;
 	}
-	if (a->used == a->cap) {
-		size_t cap = a->cap ? 2 * a->cap : 256;
-		int32_t *w = mem_grow(a->w, cap, sizeof *w, e);
-		if (!w)
-			return -1;
-		a->w = w;
-		a->cap = cap;
-	}
+	if (ARRAY_ROOM(a->w, a->used + 1, &a->cap, e))
+		return -1;
 	if (t->count == 0)
 		t->first = (uint32_t)at;
 	t->count++;

@@ -57,25 +57,10 @@ struct loader {
 
 /* ---- keeping records ---- */
 
-static int grow_records(struct record **v, size_t *cap, size_t need, struct error *e)
-{
-	if (need <= *cap)
-		return 0;
-	size_t next = *cap + *cap / 2 + 256;
-	next = next < need ? need : next;
-	struct record *p = mem_grow(*v, next, sizeof *p, e);
-	if (!p)
-		return -1;
-	memset(p + *cap, 0, (next - *cap) * sizeof *p);
-	*v = p;
-	*cap = next;
-	return 0;
-}
-
 /* The next record of l->in behind the kept ones: 1, 0 at the end, -1. */
 static int keep_next(struct loader *l, struct error *e)
 {
-	if (grow_records(&l->kept, &l->kept_cap, l->kept_count + 1, e))
+	if (records_room(&l->kept, l->kept_count + 1, &l->kept_cap, e))
 		return -1;
 	struct record *r = &l->kept[l->kept_count];
 	int got = reader_next(l->in, r, e);
@@ -86,16 +71,9 @@ static int keep_next(struct loader *l, struct error *e)
 	return got;
 }
 
-static void free_records(struct record *v, size_t cap)
-{
-	for (size_t i = 0; i < cap; i++)
-		record_free(&v[i]);
-	free(v);
-}
-
 static void drop_kept(struct loader *l)
 {
-	free_records(l->kept, l->kept_cap);
+	records_free(l->kept, l->kept_cap);
 	l->kept = NULL;
 	l->kept_count = l->kept_cap = 0;
 	l->kept_bytes = 0;
@@ -181,14 +159,8 @@ static int scan_frame(struct loader *l, int file, int64_t number, struct record 
 	}
 	if (got < 0 || f.records == 0)
 		return got;
-	if (l->frame_count == l->frame_cap) {
-		size_t cap = 2 * l->frame_cap + 64;
-		struct frame *p = mem_grow(l->frames, cap, sizeof *p, e);
-		if (!p)
-			return -1;
-		l->frames = p;
-		l->frame_cap = cap;
-	}
+	if (ARRAY_ROOM(l->frames, l->frame_count + 1, &l->frame_cap, e))
+		return -1;
 	l->frames[l->frame_count++] = f;
 	l->records += f.records;
 	return 0;
@@ -318,8 +290,8 @@ void loader_close(struct loader *l)
 		return;
 	reader_close(l->in);
 	reader_close(l->ordered);
-	free_records(l->kept, l->kept_cap);
-	free_records(l->out, l->out_cap);
+	records_free(l->kept, l->kept_cap);
+	records_free(l->out, l->out_cap);
 	header_free(&l->header);
 	free(l->order);
 	free(l->frames);
@@ -522,7 +494,7 @@ static const struct record *next_record(struct loader *l, size_t place, bool *en
 
 int loader_next(struct loader *l, const struct record **batch, int n, struct error *e)
 {
-	if (l->mode != IN_MEMORY && grow_records(&l->out, &l->out_cap, (size_t)n, e))
+	if (l->mode != IN_MEMORY && records_room(&l->out, (size_t)n, &l->out_cap, e))
 		return -1;
 	for (int i = 0; i < n; i++) {
 		bool end = false;
@@ -568,7 +540,7 @@ int loader_rewind(struct loader *l, struct error *e)
 
 int loader_next_in_order(struct loader *l, const struct record **batch, int n, struct error *e)
 {
-	if (l->mode != IN_MEMORY && grow_records(&l->out, &l->out_cap, (size_t)n, e))
+	if (l->mode != IN_MEMORY && records_room(&l->out, (size_t)n, &l->out_cap, e))
 		return -1;
 	for (int i = 0; i < n; i++) {
 		if (l->mode == IN_MEMORY) {

@@ -1,44 +1,17 @@
 /* names.c - see names.h. */
 #include "names.h"
-#include "hash.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_KEY = 200 };
 
-static int grow(struct names *names, struct error *e)
-{
-	size_t cap = names->cap ? 2 * names->cap : 1024;
-	uint64_t *seen = mem_zero(cap, sizeof *seen, e);
-	if (!seen)
-		return -1;
-	for (size_t i = 0; i < names->cap; i++) {
-		size_t at = names->seen[i] & (cap - 1);
-		while (names->seen[i] && seen[at])
-			at = (at + 1) & (cap - 1);
-		if (names->seen[i])
-			seen[at] = names->seen[i];
-	}
-	free(names->seen);
-	names->seen = seen;
-	names->cap = cap;
-	return 0;
-}
-
 /* 1: new and noted, 0: taken, -1. */
 static int claim(struct names *names, const struct buf *name, struct error *e)
 {
-	if (2 * names->n >= names->cap && grow(names, e))
+	size_t *taken = hash_table_find(&names->seen, hash64(name->p, name->n), e);
+	if (!taken)
 		return -1;
-	uint64_t h = hash64(name->p, name->n) | 1;
-	size_t at = h & (names->cap - 1);
-	for (; names->seen[at]; at = (at + 1) & (names->cap - 1))
-		if (names->seen[at] == h)
-			return 0;
-	names->seen[at] = h;
-	names->n++;
-	return 1;
+	return *taken ? 0 : (int)(*taken = 1);
 }
 
 static bool is_safe(uint8_t c)
@@ -78,6 +51,5 @@ int names_make(struct names *names, struct buf *out, const struct record *r, uin
 
 void names_free(struct names *names)
 {
-	free(names->seen);
-	*names = (struct names){0};
+	hash_table_free(&names->seen);
 }

@@ -2,12 +2,11 @@
 #ifndef NAMES_H
 #define NAMES_H
 
-#include "stream.h"
+#include "hash.h"
 
-/* The names given so far, as hashes.  Zero-initialise. */
+/* The names given so far.  Zero-initialise. */
 struct names {
-	uint64_t *seen;
-	size_t n, cap; /* cap is a power of two; 0 marks a free place */
+	struct hash_table seen; /* 1 for each */
 };
 
 /* A name without extension for the record into *out: its key with everything but letters,

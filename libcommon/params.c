@@ -50,19 +50,8 @@ static bool decays(const struct param *r)
 
 static int grow(struct params *p, struct error *e)
 {
-	if (p->count < p->cap)
-		return 0;
-	int cap = p->cap ? 2 * p->cap : 64;
-	struct param *rows = mem_grow(p->rows, (size_t)cap, sizeof *rows, e);
-	if (!rows)
-		return -1;
-	p->rows = rows;
-	struct param ***slots = mem_grow(p->slots, (size_t)cap, sizeof *slots, e);
-	if (!slots)
-		return -1;
-	p->slots = slots;
-	p->cap = cap;
-	return 0;
+	size_t need = (size_t)p->count + 1, cap = p->cap; /* of both */
+	return ARRAY_ROOM(p->rows, need, &cap, e) || ARRAY_ROOM(p->slots, need, &p->cap, e) ? -1 : 0;
 }
 
 static int set_shape(struct param *r, int rank, const int64_t *shape, struct error *e)

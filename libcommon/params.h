@@ -83,7 +83,7 @@ struct params {
 	};
 	double *sum, *host_sum; /* (count) scratch for norms, on the device and on the host */
 	struct param ***slots; /* where the models keep their row pointers; filled by params_build */
-	int cap;
+	size_t cap;
 };
 
 /* Add a row to the zero-initialised p.  *slot (slot may be NULL) points to the finished row after params_build.  Shapes

@@ -82,27 +82,13 @@ static struct pickle_value *new_value(struct machine *m, enum pickle_kind kind)
 	return v;
 }
 
-/* Room for one more in an array that doubles. */
-static int room(void **array, size_t n, size_t *cap, size_t size, const struct machine *m)
-{
-	if (n < *cap)
-		return 0;
-	size_t wanted = *cap ? 2 * *cap : 16;
-	void *grown = mem_grow(*array, wanted, size, m->e);
-	if (!grown)
-		return -1;
-	*array = grown;
-	*cap = wanted;
-	return 0;
-}
-
 static int push(struct machine *m, struct pickle_value *v)
 {
 	if (!v)
 		return -1;
 	if (m->depth == PICKLE_MAX_VALUES)
 		return bad(m, "its stack is deeper than %d", PICKLE_MAX_VALUES);
-	if (room((void **)&m->stack, m->depth, &m->stack_cap, sizeof *m->stack, m))
+	if (ARRAY_ROOM(m->stack, m->depth + 1, &m->stack_cap, m->e))
 		return -1;
 	m->stack[m->depth++] = v;
 	return 0;
@@ -127,7 +113,7 @@ static int set_mark(struct machine *m)
 {
 	if (m->mark_n == PICKLE_MAX_VALUES)
 		return bad(m, "has more than %d marks", PICKLE_MAX_VALUES);
-	if (room((void **)&m->marks, m->mark_n, &m->mark_cap, sizeof *m->marks, m))
+	if (ARRAY_ROOM(m->marks, m->mark_n + 1, &m->mark_cap, m->e))
 		return -1;
 	m->marks[m->mark_n++] = m->depth;
 	return 0;
@@ -145,7 +131,7 @@ static int pop_mark(struct machine *m, size_t *n)
 
 static int add_item(struct machine *m, struct pickle_value *to, struct pickle_value *v)
 {
-	if (room((void **)&to->item, to->n, &to->cap, sizeof *to->item, m))
+	if (ARRAY_ROOM(to->item, to->n + 1, &to->cap, m->e))
 		return -1;
 	to->item[to->n++] = v;
 	return 0;
@@ -354,7 +340,7 @@ static int do_put(struct machine *m, uint64_t at)
 	if (at >= PICKLE_MAX_VALUES)
 		return bad(m, "its memo is larger than %d", PICKLE_MAX_VALUES);
 	while (m->memo_n <= at) {
-		if (room((void **)&m->memo, m->memo_n, &m->memo_cap, sizeof *m->memo, m))
+		if (ARRAY_ROOM(m->memo, m->memo_n + 1, &m->memo_cap, m->e))
 			return -1;
 		m->memo[m->memo_n++] = NULL;
 	}

@@ -121,17 +121,6 @@ static int plan_memory(const struct plan_input *in, struct dalle *d, int m, stru
 
 /* ---- operations ---- */
 
-/* Text states see all before them, image states all text and, whatever their place, the same distances back. */
-static uint64_t count_pairs(const struct attn_mask *mask)
-{
-	uint64_t text = (uint64_t)mask->n_text, S = (uint64_t)attn_length(mask), image = S - text;
-	uint64_t pairs = text * (text + 1) / 2 + image * text;
-	for (uint64_t o = 0; o < image; o++)
-		if (attn_allowed(mask, (int)(S - 1), (int)(S - 1 - o)))
-			pairs += image - o;
-	return pairs;
-}
-
 static void plan_flops(const struct plan_input *in, const struct plan_parameters *n, struct plan_flops *out)
 {
 	const struct dalle_config *c = &in->config;
@@ -139,7 +128,7 @@ static void plan_flops(const struct plan_input *in, const struct plan_parameters
 	for (int i = 0; i < c->layers; i++) {
 		struct attn_mask mask = dalle_mask_of(c, i);
 		if (!out->layers[mask.kind]++)
-			out->pairs[mask.kind] = count_pairs(&mask);
+			out->pairs[mask.kind] = dalle_mask_pairs(&mask);
 	}
 	for (int k = 0; k < PLAN_KINDS; k++) {
 		double forward = 4 * C * in->batch * (double)out->pairs[k] * out->layers[k];

@@ -1,6 +1,8 @@
 /* record.c - the Record message of tokenstream(5), and the memory of records. */
 #include "record.h"
 
+#include "hash.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +32,7 @@ void record_free(struct record *r)
 	*r = (struct record){0};
 }
 
-static int tokens_reserve(struct tokens *t, size_t n, struct error *e)
+int tokens_reserve(struct tokens *t, size_t n, struct error *e)
 {
 	if (n <= t->cap)
 		return 0;
@@ -105,6 +107,29 @@ int record_copy(struct record *to, const struct record *from, struct error *e)
 	       buf_set(&to->unknown, from->unknown.p, from->unknown.n, e) ||
 	       tokens_copy(&to->text, &from->text, e) || tokens_copy(&to->image, &from->image, e) ||
 	       pixels_copy(&to->pixels, &from->pixels, e) ? -1 : 0;
+}
+
+uint64_t caption_hash(const struct record *r, bool by_text)
+{
+	bool text = r->caption.n && (by_text || !r->text.present);
+	return text ? hash64(r->caption.p, r->caption.n) : hash64(r->text.v, r->text.n * sizeof *r->text.v);
+}
+
+int records_room(struct record **v, size_t need, size_t *cap, struct error *e)
+{
+	size_t had = *cap;
+	if (ARRAY_ROOM(*v, need, cap, e))
+		return -1;
+	if (*cap > had)
+		memset(*v + had, 0, (*cap - had) * sizeof **v);
+	return 0;
+}
+
+void records_free(struct record *v, size_t cap)
+{
+	for (size_t i = 0; i < cap; i++)
+		record_free(&v[i]);
+	free(v);
 }
 
 size_t record_bytes(const struct record *r)

@@ -8,7 +8,8 @@
  *			... x.tokens, complete when x.rows is the whole grid ...
  *
  * Sample k of a record depends only on the model, the record's text, key and prefix, k and the options: the draw at
- * position p uses (seed, sample_key(record, k), p).  Neither batch size nor order changes it; in 16 bits where ops.h says that a row's bits do not depend on the batch. */
+ * position p uses (seed, sample_key(record, k), p).  Neither batch size nor order changes it; in 16 bits
+ * where ops.h says that a row's bits do not depend on the batch. */
 #ifndef SAMPLE_H
 #define SAMPLE_H
 

@@ -28,14 +28,8 @@ int seek_add(struct seek_table *t, uint64_t compressed, uint64_t content, struct
 	if (compressed > UINT32_MAX || content > UINT32_MAX)
 		return fail(e, STATUS_LIMIT, "a frame of %llu bytes is over the seek table's 4 GiB",
 		            (unsigned long long)content);
-	if (t->n == t->cap) {
-		size_t cap = t->cap ? 2 * t->cap : 64;
-		struct seek_entry *v = mem_grow(t->v, cap, sizeof *v, e);
-		if (!v)
-			return -1;
-		t->v = v;
-		t->cap = cap;
-	}
+	if (ARRAY_ROOM(t->v, t->n + 1, &t->cap, e))
+		return -1;
 	t->v[t->n++] = (struct seek_entry){t->end, (uint32_t)compressed, (uint32_t)content};
 	t->end += compressed;
 	return 0;

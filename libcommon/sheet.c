@@ -21,15 +21,10 @@ struct layout {
 
 /* ---- cells ---- */
 
-static bool same_caption(const struct sheet_cell *a, const struct sheet_cell *b)
-{
-	return a->caption.n == b->caption.n && (!a->caption.n || memcmp(a->caption.p, b->caption.p, a->caption.n) == 0);
-}
-
 /* Where the next picture goes, as long as the number of columns is known. */
 static void place(const struct sheet *s, struct sheet_cell *c, const struct sheet_cell *before, uint32_t columns)
 {
-	bool fresh = before && s->options.group && !same_caption(c, before);
+	bool fresh = before && s->options.group && c->caption_hash != before->caption_hash;
 	c->row = before ? before->row : 0;
 	c->column = before ? before->column + 1 : 0;
 	if (fresh || c->column == columns) {
@@ -57,16 +52,10 @@ static int copy_pixels(struct pixels *to, const struct pixels *from, struct erro
 
 int sheet_add(struct sheet *s, const struct record *r, struct error *e)
 {
-	if (s->n == s->cap) {
-		size_t cap = s->cap ? 2 * s->cap : 64;
-		struct sheet_cell *cells = mem_grow(s->cells, cap, sizeof *cells, e);
-		if (!cells)
-			return -1;
-		s->cells = cells;
-		s->cap = cap;
-	}
+	if (ARRAY_ROOM(s->cells, s->n + 1, &s->cap, e))
+		return -1;
 	struct sheet_cell *c = &s->cells[s->n];
-	*c = (struct sheet_cell){.row = 0};
+	*c = (struct sheet_cell){.caption_hash = caption_hash(r, true)};
 	if (buf_set(&c->caption, r->caption.p, r->caption.n, e))
 		return -1;
 	describe(c, r);
@@ -151,7 +140,7 @@ static void stack_rows(const struct sheet *s, struct layout *l)
 		struct row *r = &l->row[c->row];
 		uint32_t lines = label_lines(s, l, c);
 		r->lines = lines > r->lines ? lines : r->lines;
-		if (s->options.group && c->column == 0 && (i == 0 || !same_caption(c, c - 1))) {
+		if (s->options.group && c->column == 0 && (i == 0 || c->caption_hash != c[-1].caption_hash)) {
 			r->caption = &c->caption;
 			r->heading = font_lines((const char *)c->caption.p, c->caption.n, l->text,
 						(uint32_t)(l->width > 2 * gap ? l->width - 2 * gap : 1));

@@ -16,6 +16,7 @@ struct sheet_options {
 struct sheet_cell {
 	struct pixels pixels;
 	struct buf caption;
+	uint64_t caption_hash;
 	char note[32]; /* score or nll as text */
 	uint32_t row, column;
 };

@@ -63,15 +63,10 @@ static int take_rank(struct record *r, uint64_t *rank, struct error *e)
 
 static int pile_add(struct pile *p, struct record *r, uint64_t rank, struct error *e)
 {
-	if (p->n == p->cap) {
-		size_t cap = p->cap ? 2 * p->cap : 256;
-		struct ranked *v = mem_grow(p->v, cap, sizeof *v, e);
-		if (!v)
-			return -1;
-		memset(v + p->cap, 0, (cap - p->cap) * sizeof *v);
-		p->v = v;
-		p->cap = cap;
-	}
+	size_t had = p->cap;
+	if (ARRAY_ROOM(p->v, p->n + 1, &p->cap, e))
+		return -1;
+	memset(p->v + had, 0, (p->cap - had) * sizeof *p->v);
 	struct ranked *to = &p->v[p->n];
 	if (record_copy(&to->record, r, e))
 		return -1;

@@ -75,6 +75,13 @@ void record_clear(struct record *r); /* keeps memory */
 void record_free(struct record *r);
 int record_copy(struct record *to, const struct record *from, struct error *e);
 int tokens_set(struct tokens *t, const uint32_t *v, size_t n, struct error *e);
+int tokens_reserve(struct tokens *t, size_t n, struct error *e); /* room for n, whatever it holds now */
+/* Room for `need` records in an array that grows; new ones are zero. */
+int records_room(struct record **v, size_t need, size_t *cap, struct error *e);
+void records_free(struct record *v, size_t cap); /* those that records_room made, and the array */
+/* Records with equal captions have the same number.  Equal is what a reader sees: the text tokens, as our models do, or
+ * by_text the caption itself, as people and published models do; where that one is absent, the other counts. */
+uint64_t caption_hash(const struct record *r, bool by_text);
 /* Room for a picture of this size; contents undefined. */
 int pixels_resize(struct pixels *p, uint32_t width, uint32_t height, struct error *e);
 size_t record_bytes(const struct record *r); /* about what it holds in memory */

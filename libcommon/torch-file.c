@@ -114,14 +114,8 @@ static int collect_storage(void *arg, const struct pickle_value *v)
 		return bad(r, "a storage without a known type, key and size");
 	if (v->arguments->n > 5 && id[5]->kind != PICKLE_NONE)
 		return bad(r, "a storage that is a view of another one, which is not supported");
-	if (r->storage_n == r->storage_cap) {
-		size_t cap = r->storage_cap ? 2 * r->storage_cap : 64;
-		struct torch_storage *grown = mem_grow(r->storages, cap, sizeof *grown, r->e);
-		if (!grown)
-			return -1;
-		r->storages = grown;
-		r->storage_cap = cap;
-	}
+	if (ARRAY_ROOM(r->storages, r->storage_n + 1, &r->storage_cap, r->e))
+		return -1;
 	r->storages[r->storage_n++] = (struct torch_storage){.key = id[2]->text, .key_n = id[2]->n, .type = type,
 	                                               .elements = (uint64_t)id[4]->integer};
 	return 0;
@@ -170,14 +164,8 @@ static int add_tensor(struct reading *r, const struct weights_tensor *t)
 	struct torch_file *out = r->out;
 	if (out->count == MAX_TENSORS)
 		return bad(r, "holds more than %d tensors", MAX_TENSORS);
-	if (out->count == out->cap) {
-		size_t cap = out->cap ? 2 * out->cap : 64;
-		struct weights_tensor *grown = mem_grow(out->tensors, cap, sizeof *grown, r->e);
-		if (!grown)
-			return -1;
-		out->tensors = grown;
-		out->cap = cap;
-	}
+	if (ARRAY_ROOM(out->tensors, out->count + 1, &out->cap, r->e))
+		return -1;
 	char *name = mem_string(*r->name ? r->name : "tensor", r->e);
 	if (!name)
 		return -1;

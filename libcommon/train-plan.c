@@ -63,7 +63,7 @@ void metrics_add(struct metrics *sum, const struct metrics *m, double weight)
 
 /* ---- memory plan ---- */
 
-struct plan {
+struct memory_plan {
 	struct block_use use[BLOCKS];
 	uint64_t activations, total, best, powersgd; /* the last two on the host */
 };
@@ -78,9 +78,9 @@ static void choose_storage(const struct trainee *t, const struct train_options *
 	};
 }
 
-static void make_plan(struct plan *m, const struct trainee *t, const struct train_options *o, enum dtype type)
+static void make_plan(struct memory_plan *m, const struct trainee *t, const struct train_options *o, enum dtype type)
 {
-	*m = (struct plan){.activations = t->activation_bytes, .total = t->activation_bytes};
+	*m = (struct memory_plan){.activations = t->activation_bytes, .total = t->activation_bytes};
 	for (enum params_block b = 0; b < BLOCKS; b++) {
 		m->use[b] = params_block_use(t->params, b, type, true);
 		m->total += m->use[b].matrices + m->use[b].others;
@@ -108,7 +108,7 @@ static void plan_block(const char *what, const struct block_use *u)
 }
 
 /* What one parameter takes, with averages counted apart. */
-static void plan_each(const struct plan *m)
+static void plan_each(const struct memory_plan *m)
 {
 	size_t bytes[2][2] = {{0}}; /* all else and averages; matrices and others */
 	for (enum params_block b = 0; b < BLOCKS; b++) {
@@ -120,8 +120,8 @@ static void plan_each(const struct plan *m)
 	       bytes[0][1], bytes[1][0], bytes[1][1]);
 }
 
-static void print_plan(const struct plan *m, const struct trainee *t, const struct train_options *o, const struct ops *ops,
-                       struct dev *dev)
+static void print_plan(const struct memory_plan *m, const struct trainee *t, const struct train_options *o,
+                       const struct ops *ops, struct dev *dev)
 {
 	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
 	                                          "averaged weights", "averages for products"};
@@ -135,6 +135,8 @@ static void print_plan(const struct plan *m, const struct trainee *t, const stru
 	plan_line("total on device", m->total, "");
 	ops->describe(dev, about, sizeof about);
 	plan_line("free on device", ops->memory(dev), about);
+	if (t->init_bytes)
+		plan_line("start on host", t->init_bytes, "for a time, at most");
 	if (m->best)
 		plan_line("best weights on host", m->best, "for --patience");
 	if (m->powersgd)
@@ -177,7 +179,7 @@ static int refuse_memory(const struct trainee *t, const struct train_options *o,
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e)
 {
-	struct plan m;
+	struct memory_plan m;
 	if (check_options(t, o, ops->type(dev), e))
 		return -1;
 	choose_storage(t, o);

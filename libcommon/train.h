@@ -138,6 +138,7 @@ struct trainee {
 	enum grad_scale_kind grad_scale;     /* in f16 */
 	bool t_gradients;                    /* step() heeds params_dw: without a master copy, gradients are T as well */
 	uint64_t activation_bytes;           /* for the memory plan */
+	uint64_t init_bytes;                 /* of the host's memory, which init takes for a time, at most */
 	bool can_recompute;                  /* --recompute is there and not given: named when memory does not suffice */
 	struct plateau_rule plateau;
 	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary

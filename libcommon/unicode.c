@@ -57,19 +57,22 @@ size_t utf8_encode(uint8_t out[4], uint32_t c)
 enum { LEADING = 0x1100, VOWEL = 0x1161, TRAILING = 0x11A7, SYLLABLE = 0xAC00, LEADINGS = 19, VOWELS = 21, TRAILINGS = 28,
        SYLLABLES = LEADINGS * VOWELS * TRAILINGS };
 
+static int by_range(const void *key, const void *row)
+{
+	uint32_t c = *(const uint32_t *)key;
+	const uint32_t *range = row;
+	return (c > range[1]) - (c < range[0]);
+}
+
+const void *code_row(const void *rows, size_t n, size_t size, uint32_t c)
+{
+	return bsearch(&c, rows, n, size, by_range);
+}
+
 static int class_of(uint32_t c)
 {
-	size_t low = 0, high = c < classes[0].first ? 0 : ARRAY_LEN(classes);
-	while (low < high) {
-		size_t mid = (low + high) / 2;
-		if (c > classes[mid].last)
-			low = mid + 1;
-		else if (c < classes[mid].first)
-			high = mid;
-		else
-			return classes[mid].class;
-	}
-	return 0;
+	const struct class_row *r = c < classes[0].first ? NULL : CODE_ROW(classes, c);
+	return r ? r->class : 0;
 }
 
 static int by_whole(const void *key, const void *row)

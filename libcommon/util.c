@@ -155,6 +155,22 @@ char *mem_string(const char *s, struct error *e)
 	return p ? memcpy(p, s, n) : NULL;
 }
 
+int array_room(void *array, size_t need, size_t *cap, size_t size, struct error *e)
+{
+	void *p;
+	if (need <= *cap)
+		return 0;
+	size_t wanted = *cap < 8 ? 16 : *cap > SIZE_MAX / 2 ? SIZE_MAX : 2 * *cap;
+	wanted = wanted < need ? need : wanted;
+	memcpy(&p, array, sizeof p); /* a pointer to any type */
+	p = mem_grow(p, wanted, size, e);
+	if (!p)
+		return -1;
+	memcpy(array, &p, sizeof p);
+	*cap = wanted;
+	return 0;
+}
+
 int buf_reserve(struct buf *b, size_t extra, struct error *e)
 {
 	size_t need;
@@ -454,6 +470,18 @@ void outfile_abort(struct outfile *f)
 		close(f->fd);
 	free(f->path);
 	*f = (struct outfile){.fd = -1};
+}
+
+int write_file(const char *path, const void *p, size_t n, bool relaxed, struct error *e)
+{
+	struct outfile f;
+	if (outfile_open(&f, path, e))
+		return -1;
+	f.relaxed = relaxed;
+	if (write_full(f.fd, p, n, f.path, e) == 0)
+		return outfile_commit(&f, e);
+	outfile_abort(&f);
+	return -1;
 }
 
 /* ---- signals and time ---- */

@@ -63,6 +63,10 @@ void *mem_alloc(size_t count, size_t size, struct error *e);
 void *mem_zero(size_t count, size_t size, struct error *e);
 void *mem_grow(void *old, size_t count, size_t size, struct error *e); /* old stays valid on failure */
 char *mem_string(const char *s, struct error *e);
+/* Room for `need` items in an array that grows: nothing to do where cap says that there is, else twice what there was
+ * or more.  What is new is not initialised; the array stays valid on failure.  *array is moved, *cap counts items. */
+#define ARRAY_ROOM(array, need, cap, e) array_room(&(array), need, cap, sizeof *(array), e)
+int array_room(void *array, size_t need, size_t *cap, size_t size, struct error *e); /* array: address of the pointer */
 
 /* A growing byte buffer; zero-initialise, free with buf_free.  One NUL always follows
  * the n bytes once anything was added, so that text can be used as a C string. */
@@ -106,6 +110,8 @@ struct outfile {
 int outfile_open(struct outfile *f, const char *path, struct error *e);
 int outfile_commit(struct outfile *f, struct error *e);
 void outfile_abort(struct outfile *f);
+/* All of it at once. */
+int write_file(const char *path, const void *p, size_t n, bool relaxed, struct error *e);
 
 /* Signals.  signals_install: SIGINT/SIGTERM/SIGHUP remove temporary files and die.
  * signals_defer: for trainers, SIGTERM, SIGUSR1 and the first SIGINT only set stop_requested. */
@@ -117,6 +123,15 @@ double seconds_now(void); /* monotonic */
 
 /* The least multiple of step that is not below n. */
 static inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+static inline float squared_distance(const float *a, const float *b, size_t n)
+{
+	float sum = 0;
+#pragma omp simd reduction(+ : sum)
+	for (size_t i = 0; i < n; i++)
+		sum += (a[i] - b[i]) * (a[i] - b[i]);
+	return sum;
+}
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 

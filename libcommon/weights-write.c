@@ -156,7 +156,7 @@ static int write_all(struct writing *w, const struct buf *header, struct outfile
 	return 0;
 }
 
-static int write_file(struct writing *w, const char *path, const struct buf *header, struct error *e)
+static int write_parts(struct writing *w, const char *path, const struct buf *header, struct error *e)
 {
 	struct outfile f;
 	if (outfile_open(&f, path, e))
@@ -176,7 +176,7 @@ int weights_write(const char *path, json_t *meta, struct weights_entry *entries,
 	char id[ID_LENGTH + 1];
 	qsort(entries, n, sizeof *entries, by_place);
 	/* The checksums stand before the data, so the values are fetched twice: first to hash, then to write. */
-	int r = hash_entries(&w, e) || make_header(&w, meta, &header, id, e) || write_file(&w, path, &header, e);
+	int r = hash_entries(&w, e) || make_header(&w, meta, &header, id, e) || write_parts(&w, path, &header, e);
 	if (r == 0 && id_out)
 		memcpy(id_out, id, sizeof id);
 	buf_free(&header);

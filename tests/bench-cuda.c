@@ -187,8 +187,8 @@ static void bench_conv(int side, int in, int out, int k)
 	c.x = filled(2 * pixels * (size_t)in), c.y = filled(2 * pixels * (size_t)out), c.w = filled(2 * weights);
 	c.b = filled(4 * (size_t)out), c.dw = filled(4 * weights);
 	double one = 2 * (double)pixels * (double)weights, f = one / seconds(run_conv, &c), b = 2 * one / seconds(run_conv_bwd, &c);
-	printf("  %3d x %-3d  %4d -> %-4d k %d      forward %6.1f TFLOP/s %3.0f %%, backward %6.1f TFLOP/s %3.0f %%\n", side, side, in,
-	       out, k, 1e-12 * f, 100 * f / gemm, 1e-12 * b, 100 * b / gemm);
+	printf("  %3d x %-3d  %4d -> %-4d k %d      forward %6.1f TFLOP/s %3.0f %%, backward %6.1f TFLOP/s %3.0f %%\n",
+	       side, side, in, out, k, 1e-12 * f, 100 * f / gemm, 1e-12 * b, 100 * b / gemm);
 	ops->release(dev, c.x), ops->release(dev, c.y), ops->release(dev, c.w), ops->release(dev, c.b), ops->release(dev, c.dw);
 }
 
@@ -207,10 +207,13 @@ static void run_update(void *with)
 static void bench_update(const char *name, enum dtype w, enum dtype m, enum dtype v, enum dtype g)
 {
 	enum { N = 1 << 26 };
-	struct update u = {{filled((size_t)N * 4), NULL, filled((size_t)N * 4), filled((size_t)N * 4), filled((size_t)N * 4), w, m, v, g}, N};
+	struct update u = {{filled((size_t)N * 4), NULL, filled((size_t)N * 4), filled((size_t)N * 4),
+			    filled((size_t)N * 4), w, m, v, g},
+			   N};
 	void *copy_of = w == DT_F32 ? filled((size_t)N * 2) : NULL;
 	u.x.wt = copy_of;
-	double bytes = 2.0 * (double)(dtype_bytes(w) + dtype_bytes(m) + dtype_bytes(v)) + (double)dtype_bytes(g) + (copy_of ? 2 : 0);
+	double bytes = 2.0 * (double)(dtype_bytes(w) + dtype_bytes(m) + dtype_bytes(v)) + (double)dtype_bytes(g) +
+		       (copy_of ? 2 : 0);
 	double rate = bytes * N / seconds(run_update, &u);
 	printf("  AdamW, %-21s %8.0f GB/s  %3.0f %% of the copy\n", name, 1e-9 * rate, 100 * rate / copy);
 	ops->release(dev, u.x.w), ops->release(dev, u.x.m), ops->release(dev, u.x.v), ops->release(dev, (void *)(uintptr_t)u.x.g);

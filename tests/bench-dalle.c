@@ -45,9 +45,7 @@ static double attention_pairs(const struct dalle_config *c)
 	double pairs = 0;
 	for (int i = 0; i < c->layers; i++) {
 		struct attn_mask m = dalle_mask_of(c, i);
-		for (int q = 0; q < dalle_length(c); q++)
-			for (int k = 0; k <= q; k++)
-				pairs += attn_allowed(&m, q, k);
+		pairs += (double)dalle_mask_pairs(&m);
 	}
 	return pairs;
 }
@@ -63,14 +61,8 @@ static double update_operations(const struct dalle_config *c, int batch, double 
 
 static double update_once(struct dalle *d, const struct dalle_item *items, int n, int64_t step)
 {
-	struct adamw a = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-8f, .decay = 0.045f, .v_max = 5, .g_scale = 1, .step = step};
-	struct dalle_loss l;
-	double norm, start = now();
-	params_zero_grad(&d->params);
-	need(dalle_likelihood(d, items, n, true, 1, &l, &err) || params_grad_norm(&d->params, &norm, &err));
-	params_update(&d->params, &a);
-	params_average(&d->params, 0.99f);
-	need(device_check(ops, dev, &err));
+	double start = now();
+	update_dalle(d, items, n, step);
 	return now() - start;
 }
 
@@ -178,7 +170,8 @@ static void bench_sampling(const struct dalle_preset *p)
 		ceiling = fmax(ceiling, ceiling_once());
 	printf("sampling  %s %s, %d layers of %d: weights of %.1f MB read at %.1f GB/s, large products at %.1f GFLOP/s\n", p->name,
 	       dtype_name(ops->type(dev)), p->config.layers, p->config.width, bytes * 1e-6, rate * 1e-9, ceiling * 1e-9);
-	printf("          %5s %10s %10s %10s %12s %12s\n", "batch", "ms/step", "tokens/s", "images/min", "% bandwidth", "% products");
+	printf("          %5s %10s %10s %10s %12s %12s\n", "batch", "ms/step", "tokens/s", "images/min", "% bandwidth",
+	       "% products");
 	for (int batch = 1; batch <= most; batch *= 4) {
 		double t = step_seconds(&d, batch);
 		printf("          %5d %10.3f %10.0f %10.2f %11.0f%% %11.0f%%\n", batch, 1e3 * t, batch / t, 60 * batch / t / N,

@@ -13,7 +13,8 @@
 enum { TRAIN, SAMPLE };
 
 static struct run_options run = RUN_DEFAULTS(4);
-static int64_t layers = 8, width = 512, heads = 8, text_length = 256, grid = 32, text_vocab = 16384, image_vocab = 8192, updates = 3;
+static int64_t layers = 8, width = 512, heads = 8, text_length = 256, grid = 32, text_vocab = 16384, image_vocab = 8192,
+	       updates = 3;
 static int what = TRAIN, mask = DALLE_MASK_PAPER;
 
 static const struct opt options[] = {
@@ -43,9 +44,16 @@ static void *need_memory(size_t n, size_t each)
 
 static struct dalle_config config(void)
 {
-	struct dalle_config c = {.text_length = (int)text_length, .text_vocab = (int)text_vocab, .grid_w = (int)grid, .grid_h = (int)grid,
-	                         .image_vocab = (int)image_vocab, .layers = (int)layers, .width = (int)width, .heads = (int)heads,
-	                         .conv_k = 11, .mask = mask};
+	struct dalle_config c = {.text_length = (int)text_length,
+				 .text_vocab = (int)text_vocab,
+				 .grid_w = (int)grid,
+				 .grid_h = (int)grid,
+				 .image_vocab = (int)image_vocab,
+				 .layers = (int)layers,
+				 .width = (int)width,
+				 .heads = (int)heads,
+				 .conv_k = 11,
+				 .mask = mask};
 	return c;
 }
 
@@ -58,18 +66,6 @@ static uint32_t *made_up(size_t n, size_t each, uint32_t stream, uint32_t vocab)
 	return v;
 }
 
-static void train_step(struct dalle *d, const struct dalle_item *items, int64_t step)
-{
-	struct adamw a = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-8f, .decay = 0.045f, .v_max = 5, .g_scale = 1, .step = step};
-	struct dalle_loss l;
-	double norm;
-	params_zero_grad(&d->params);
-	need(dalle_likelihood(d, items, (int)run.batch, true, 1, &l, &err) || params_grad_norm(&d->params, &norm, &err));
-	params_update(&d->params, &a);
-	params_average(&d->params, 0.99f);
-	need(device_check(ops, dev, &err));
-}
-
 static void train(struct dalle *d)
 {
 	size_t B = (size_t)run.batch, L = (size_t)text_length - 1, N = (size_t)(grid * grid);
@@ -79,7 +75,7 @@ static void train(struct dalle *d)
 		items[i] = (struct dalle_item){.text = text + i * L, .text_n = L, .image = image + i * N};
 	for (int64_t i = 0; i <= updates; i++) {
 		double start = now();
-		train_step(d, items, i + 1);
+		update_dalle(d, items, (int)run.batch, i + 1);
 		seconds[i] = now() - start;
 	}
 	free(items);
@@ -148,7 +144,8 @@ int main(int argc, char **argv)
 	struct dalle d = {0};
 	struct dalle_config c = config();
 	need(dalle_config_check(&c, &err) || device_open(&run, &ops, &dev, &err));
-	need(dalle_describe(&d, &c, 1, false, &err) || dalle_build(&d, ops, dev, what == TRAIN, &err) || params_init(&d.params, 1, &err));
+	need(dalle_describe(&d, &c, 1, false, &err) || dalle_build(&d, ops, dev, what == TRAIN, &err) ||
+	     params_init(&d.params, 1, &err));
 	seconds = need_memory((size_t)updates + 1, sizeof *seconds);
 	if (what == TRAIN) {
 		need(dalle_plan(&d, (int)run.batch, true, &err));

@@ -220,7 +220,8 @@ static void bench_attention(const struct bench *b)
 		{ "conv 11 x 11", { .kind = ATTN_CONV, .n_text = 256, .grid_w = 32, .grid_h = 32, .conv_k = 11 } },
 	};
 	double dense[2][2], all = allowed_pairs(&rows[0].m);
-	printf("\n%-28s %-15s %26s   %26s\n", "attention, 8 heads of 64,", "", "f32 GFLOP/s, time to dense", "bf16 GFLOP/s, time to dense");
+	printf("\n%-28s %-15s %26s   %26s\n", "attention, 8 heads of 64,", "", "f32 GFLOP/s, time to dense",
+	       "bf16 GFLOP/s, time to dense");
 	printf("%-28s %15s %12s %13s   %12s %13s\n", "256 text + 1024 image states", "pairs to dense", "fwd", "bwd", "fwd", "bwd");
 	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
 		double pairs = allowed_pairs(&rows[i].m), work = 2e-9 * pairs * n[0] * n[1] * n[2], sec[2];
@@ -248,7 +249,8 @@ static void bench_zstd(const struct bench *b)
 	}
 	if (in && out) {
 		BEST(sec, packed = ZSTD_compress(out, room, in, n, 3));
-		printf("%-44s %7.0f MB/s, to %.1f %%\n", "zstd -3, tokens as 16 bits", 1e-6 * (double)n / sec, 100.0 * (double)packed / (double)n);
+		printf("%-44s %7.0f MB/s, to %.1f %%\n", "zstd -3, tokens as 16 bits", 1e-6 * (double)n / sec,
+		       100.0 * (double)packed / (double)n);
 		BEST(sec, ZSTD_decompress(in, n, out, packed));
 		printf("%-44s %7.0f MB/s\n", "zstd -d", 1e-6 * (double)n / sec);
 	}

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "../libcommon/dalle.h"
 #include "../libcommon/device.h"
 
 static struct run_options run;
@@ -41,6 +42,20 @@ __attribute__((unused)) static double product_seconds(int n)
 	double seconds = now() - start;
 	ops->release(dev, x), ops->release(dev, w), ops->release(dev, y);
 	return seconds;
+}
+
+/* One update of the transformer, with all that a trainer does on the device. */
+__attribute__((unused)) static void update_dalle(struct dalle *d, const struct dalle_item *items, int n, int64_t step)
+{
+	struct adamw a = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-8f, .decay = 0.045f, .v_max = 5,
+			  .g_scale = 1, .step = step};
+	struct dalle_loss l;
+	double norm;
+	params_zero_grad(&d->params);
+	need(dalle_likelihood(d, items, n, true, 1, &l, &err) || params_grad_norm(&d->params, &norm, &err));
+	params_update(&d->params, &a);
+	params_average(&d->params, 0.99f);
+	need(device_check(ops, dev, &err));
 }
 
 #endif

@@ -141,6 +141,12 @@ static void test_films(void)
 		      "frame %zu belongs to film %zu", i, frames[i].film);
 	}
 	CHECK(films.n == 5, "%zu films", films.n);
+	r.has = HAS_SAMPLE;
+	for (uint32_t i = 0; i < 600; i++) {
+		r.sample = 10 + i % 200;
+		CHECK(films_add(&films, &r, &e) == 0 && films.n == 5 + (i < 200 ? i + 1 : 200) &&
+		      films.at[5 + i % 200].n == i / 200 + 1, "frame %u of many films", i);
+	}
 	films_free(&films);
 	record_free(&r);
 }

@@ -134,8 +134,10 @@ static void check_window(const struct attn_mask *m, const char *what)
 static void check_step(const struct shape *s)
 {
 	enum { SEQUENCES = 6, CONTEXTS = 3 };
-	static const int32_t context[SEQUENCES] = {0, 2, 2, 2, 2, 0}, slot[SEQUENCES] = {3, 0, 4, 1, 2, 5}, lead[SEQUENCES] = {0, 2, 1, 0, 3, 4};
-	size_t width = (size_t)s->H * s->D, S = attn_length(&s->m), text = s->m.n_text, images = S - text, window = attn_window(&s->m);
+	static const int32_t context[SEQUENCES] = {0, 2, 2, 2, 2, 0}, slot[SEQUENCES] = {3, 0, 4, 1, 2, 5},
+			     lead[SEQUENCES] = {0, 2, 1, 0, 3, 4};
+	size_t width = (size_t)s->H * s->D, S = attn_length(&s->m), text = s->m.n_text, images = S - text,
+	       window = attn_window(&s->m);
 	struct shape whole = *s;
 	whole.B = SEQUENCES;
 	char name[128], what[192];
@@ -249,7 +251,8 @@ static void run_bits(double *out, double *grad, const double *qkv, const double 
 	size_t S = attn_length(&s.m), width = S * s.H * s.D;
 	device_open(DT_F32, threads);
 	struct tensor x = tensor_new(DT_F32, B * 3 * width), g = tensor_new(DT_F32, B * width);
-	struct tensor y = tensor_output(DT_F32, B * width), lse = tensor_output(DT_F32, B * s.H * S), dx = tensor_output(DT_F32, B * 3 * width);
+	struct tensor y = tensor_output(DT_F32, B * width), lse = tensor_output(DT_F32, B * s.H * S),
+		      dx = tensor_output(DT_F32, B * 3 * width);
 	memcpy(x.v, qkv + first * 3 * width, x.n * sizeof *qkv);
 	memcpy(g.v, dy + first * width, g.n * sizeof *dy);
 	tensor_put(&x), tensor_put(&g);

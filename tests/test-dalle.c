@@ -48,7 +48,9 @@ static void check_schedule(void)
 		CHECK(dalle_mask_of(&c, i).kind == first[i], "kind of layer %d", i + 1);
 	CHECK(dalle_mask_of(&c, 61).kind == ATTN_COLUMN && dalle_mask_of(&c, 63).kind == ATTN_CONV, "layers 62 and 64");
 	c.mask = DALLE_MASK_DENSE;
-	CHECK(dalle_mask_of(&c, 5).kind == ATTN_CAUSAL && attn_length(&(struct attn_mask[]){dalle_mask_of(&c, 5)}[0]) == 1280, "dense");
+	CHECK(dalle_mask_of(&c, 5).kind == ATTN_CAUSAL &&
+		      attn_length(&(struct attn_mask[]){dalle_mask_of(&c, 5)}[0]) == 1280,
+	      "dense");
 	struct dalle_config one = dalle_preset_find("tiny")->config;
 	one.layers = 1;
 	CHECK(dalle_mask_of(&one, 0).kind == ATTN_CONV, "a single layer is conv");
@@ -178,7 +180,8 @@ static double worst_gradient(struct dalle *d, const char **name, double *total)
 		CHECK(n == p->n, "golden file holds %s", grad);
 		/* The keys' bias has no gradient but rounding; we set it to 0 (J3). */
 		size_t skip = strstr(p->name, "qkv.bias") ? p->n / 3 : 0;
-		double x = skip ? fmax(distance(have, want, skip), distance(have + 2 * skip, want + 2 * skip, skip)) : distance(have, want, n);
+		double x = skip ? fmax(distance(have, want, skip), distance(have + 2 * skip, want + 2 * skip, skip))
+				: distance(have, want, n);
 		if (x > worst)
 			worst = x, *name = p->name;
 		for (size_t k = 0; k < p->n; k++)
@@ -215,7 +218,8 @@ static void check_golden(enum dtype type, bool recompute, bool narrow, double bo
 	need(dalle_likelihood(&d, items, 3, true, 1, &l, &err), "golden step");
 	size_t n;
 	float *text = golden_read("out.text", &n), *image = golden_read("out.image", &n), *loss = golden_read("out.loss", &n);
-	double have = l.text / (double)l.text_count / 8 + l.image / (double)l.image_count * 7 / 8, gap = fabs(have - loss[0]) / loss[0];
+	double have = l.text / (double)l.text_count / 8 + l.image / (double)l.image_count * 7 / 8,
+	       gap = fabs(have - loss[0]) / loss[0];
 	for (int i = 0; i < 3; i++)
 		gap = fmax(gap, fmax(fabs(l.text_of[i] - text[i]) / (text[i] + 1), fabs(l.image_of[i] - image[i]) / image[i]));
 	CHECK(gap < bound, "%s: losses differ from PyTorch's by %.2g", dtype_name(type), gap);
@@ -317,12 +321,16 @@ static void check_hidden(struct dev *dev)
 	fill_tokens(image[0], 16, 64, 2);
 	memcpy(image[1], image[0], sizeof image[0]);
 	image[1][4] ^= 1;
-	struct dalle_item items[4] = {{text, image[0], 3, hidden}, {text, image[1], 3, hidden}, {text, image[0], 3, NULL}, {text, image[1], 3, NULL}};
+	struct dalle_item items[4] = {{text, image[0], 3, hidden},
+				      {text, image[1], 3, hidden},
+				      {text, image[0], 3, NULL},
+				      {text, image[1], 3, NULL}};
 	struct dalle_loss l;
 	new_model(&d, dev, &c, false, false);
 	need(dalle_plan(&d, 4, false, &err) || dalle_likelihood(&d, items, 4, false, 1, &l, &err), "likelihood");
 	const float *a = d.host_nll + 128; /* the text rows are padded to 128 */
-	CHECK(memcmp(a, a + 16, 16) == 0 && a[4] != a[16 + 4] && memcmp(a + 5, a + 16 + 5, 44) == 0, "a hidden token changes its own loss only");
+	CHECK(memcmp(a, a + 16, 16) == 0 && a[4] != a[16 + 4] && memcmp(a + 5, a + 16 + 5, 44) == 0,
+	      "a hidden token changes its own loss only");
 	CHECK(memcmp(a + 32 + 5, a + 48 + 5, 44) != 0 && memcmp(a, a + 32, 20) == 0, "a shown token changes what follows it");
 	dalle_free(&d);
 }
@@ -406,7 +414,8 @@ static void set_record(struct record *r, const char *key, const uint32_t *text, 
 }
 
 /* Draws of whole sequences without caches: logits of position p from the model as training runs it. */
-static void draw_uncached(struct dalle *d, const struct record *r, uint32_t number, const struct sample_options *o, uint32_t *z)
+static void draw_uncached(struct dalle *d, const struct record *r, uint32_t number, const struct sample_options *o,
+			  uint32_t *z)
 {
 	const struct dalle_config *c = &d->c;
 	int C = c->width, V = c->image_vocab, S = dalle_length(c);
@@ -582,7 +591,8 @@ static void check_overfit(struct dev *dev)
 		need(dalle_likelihood(&d, items, 8, true, 1, &l, &err), "step");
 		params_update(&d.params, &a);
 	}
-	CHECK(l.image / (double)l.image_count < 0.05, "eight pairs learned: %.3f nats per image token", l.image / (double)l.image_count);
+	CHECK(l.image / (double)l.image_count < 0.05, "eight pairs learned: %.3f nats per image token",
+	      l.image / (double)l.image_count);
 	struct sampler *s = sampler_new(&d, 8, 8, &(struct sample_options){.top_p = 1, .guidance = 1}, &err);
 	struct sample x;
 	for (int i = 0, r = s ? 1 : -1; r; r = sampler_step(s, &err)) {

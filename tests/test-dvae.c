@@ -275,8 +275,8 @@ static void run_in(enum dtype type, float **out, size_t *n)
 	ops->close(dev);
 }
 
-/* bf16 has 8 bits: a few roundings of 2^-9 through a dozen layers; f16 three more, with its loss scaled.  Gradients are bounded
- * by the corner of |.|: a value that passes it changes the sign of its gradient in any format. */
+/* bf16 has 8 bits: a few roundings of 2^-9 through a dozen layers; f16 three more, with its loss scaled.  Gradients are
+ * bounded by the corner of |.|: a value that passes it changes the sign of its gradient in any format. */
 static void test_precision(enum dtype type, float loss_bound)
 {
 	float *a, *b;
@@ -440,7 +440,8 @@ static void test_bounds(void)
 	CHECK(near(metrics_get(&m, "elb"), -distortion - kl) && near(metrics_get(&m, "elb_beta"), -distortion - 6.6 * kl),
 	      "per picture: %g and %g, expected %g and %g", metrics_get(&m, "elb"), metrics_get(&m, "elb_beta"), -distortion - kl,
 	      -distortion - 6.6 * kl);
-	CHECK(near(metrics_get(&m, "loss_1"), (distortion + kl) / VALUES) && near(metrics_get(&m, "loss"), (distortion + 6.6 * kl) / VALUES),
+	CHECK(near(metrics_get(&m, "loss_1"), (distortion + kl) / VALUES) &&
+		      near(metrics_get(&m, "loss"), (distortion + 6.6 * kl) / VALUES),
 	      "per value: %g and %g", metrics_get(&m, "loss_1"), metrics_get(&m, "loss"));
 	CHECK(near(metrics_get(&m, "distortion"), distortion / VALUES) && near(metrics_get(&m, "kl"), kl / TOKENS) &&
 	      near(metrics_get(&m, "rate"), kl), "distortion, kl and rate");
@@ -449,8 +450,10 @@ static void test_bounds(void)
 	CHECK(dvae_measure(d, rgb, N, &p, relaxed, NULL, NULL, &e) == 0, "%s", e.text);
 	for (int i = 0; i < N; i++)
 		sum += relaxed[i];
-	CHECK(near(metrics_get(&m, "relaxed_loss_1"), sum + kl / VALUES) && near(metrics_get(&m, "relaxed_elb"), -VALUES * sum - kl) &&
-	      near(metrics_get(&m, "relaxed_loss"), sum + 6.6 * kl / VALUES) && near(metrics_get(&m, "relaxed_elb_beta"), -VALUES * sum - 6.6 * kl),
+	CHECK(near(metrics_get(&m, "relaxed_loss_1"), sum + kl / VALUES) &&
+		      near(metrics_get(&m, "relaxed_elb"), -VALUES * sum - kl) &&
+		      near(metrics_get(&m, "relaxed_loss"), sum + 6.6 * kl / VALUES) &&
+		      near(metrics_get(&m, "relaxed_elb_beta"), -VALUES * sum - 6.6 * kl),
 	      "the relaxed bound");
 	CHECK(!near(metrics_get(&m, "relaxed_elb"), metrics_get(&m, "elb")), "is another one");
 	for (int i = 0; i < N; i++)
@@ -465,8 +468,15 @@ static void test_bounds(void)
 static void test_start_from_blocks(void)
 {
 	enum { N = 6, S = 32, STEM = 8, K = 16, KINDS = K - 1 };
-	struct dvae_config c = {.size = S, .stem = STEM, .hidden = 64, .initial = 32, .groups = 1, .blocks = 2, .codes = K, .kernel = 1,
-	                        .post_gain = 1};
+	struct dvae_config c = {.size = S,
+				.stem = STEM,
+				.hidden = 64,
+				.initial = 32,
+				.groups = 1,
+				.blocks = 2,
+				.codes = K,
+				.kernel = 1,
+				.post_gain = 1};
 	struct dvae *d = make(&c, BOTH | DVAE_TRAINING, f32, N);
 	struct dvae_pass hard = {.floor = -INFINITY};
 	uint8_t rgb[N * S * S * 3], out[sizeof rgb];
@@ -515,6 +525,13 @@ static void test_configuration(void)
 	CHECK(j && dvae_config_from_json(&c, j, "x", &e) == 0 && !memcmp(&c, &full, sizeof c), "JSON and back");
 	json_object_set_new(j, "codes", json_string("many"));
 	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && e.status == STATUS_BAD, "wrong type of a field must be refused");
+	e = (struct error){0};
+	json_object_set_new(j, "codes", json_integer((1LL << 32) + 8192));
+	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && strstr(e.text, "codes is 4294975488, expected 2 to 1048576"), "%s",
+	      e.text);
+	e = (struct error){0};
+	json_object_del(j, "codes");
+	CHECK(dvae_config_from_json(&c, j, "x", &e) < 0 && strstr(e.text, "no whole number \"codes\""), "%s", e.text);
 	e = (struct error){0};
 	json_decref(j);
 	full.size = 250;

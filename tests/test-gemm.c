@@ -82,6 +82,18 @@ struct shape {
 	int N, H, W, in, out, k;
 };
 
+/* Element c of `channels` at place (n, y, x) of a picture of s. */
+static size_t element(const struct shape *s, int n, int y, int x, int channels, int c)
+{
+	return ((size_t)(n * s->H + y) * (size_t)s->W + (size_t)x) * (size_t)channels + (size_t)c;
+}
+
+/* Weight of output o for input i at (p, q) of the kernel. */
+static size_t weight(const struct shape *s, int o, int i, int p, int q)
+{
+	return ((size_t)(o * s->in + i) * (size_t)s->k + (size_t)p) * (size_t)s->k + (size_t)q;
+}
+
 /* Calls one(y index, x index, w index) for every product of the convolution. */
 #define EACH_PRODUCT(s, yi, xi, wi, statement)                                                     \
 	for (int n_ = 0; n_ < (s)->N; n_++)                                                        \
@@ -94,9 +106,9 @@ struct shape {
 							continue;                                  \
 						for (int o_ = 0; o_ < (s)->out; o_++)              \
 							for (int i_ = 0; i_ < (s)->in; i_++) {     \
-								size_t yi = ((size_t)(n_ * (s)->H + y_) * (size_t)(s)->W + (size_t)x_) * (size_t)(s)->out + (size_t)o_; \
-								size_t xi = ((size_t)(n_ * (s)->H + a_) * (size_t)(s)->W + (size_t)b_) * (size_t)(s)->in + (size_t)i_; \
-								size_t wi = (((size_t)o_ * (size_t)(s)->in + (size_t)i_) * (size_t)(s)->k + (size_t)p_) * (size_t)(s)->k + (size_t)q_; \
+								size_t yi = element(s, n_, y_, x_, (s)->out, o_); \
+								size_t xi = element(s, n_, a_, b_, (s)->in, i_); \
+								size_t wi = weight(s, o_, i_, p_, q_); \
 								statement;                         \
 							}                                          \
 					}
@@ -437,8 +449,8 @@ static void test_conversions(enum dtype t)
 		store_from_f32(&got, t, 0, bits_float(0x7f800000 | low));
 		nan &= (low & 0x7fffff) == 0 || isnan(load_as_f32(&got, t, 0));
 	}
-	CHECK(same && even && down && up && nan, "%s conversions: values %d, ties %d, below %d, above %d, NaN %d", type_name[t], same,
-	      even, down, up, nan);
+	CHECK(same && even && down && up && nan, "%s conversions: values %d, ties %d, below %d, above %d, NaN %d",
+	      type_name[t], same, even, down, up, nan);
 }
 
 static void test_scratch(void)

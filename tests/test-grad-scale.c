@@ -28,7 +28,9 @@ static void steps(struct grad_scale *s, int n, bool finite)
 static void check_rule(void)
 {
 	struct grad_scale s = started(GRAD_SCALE_RESBLOCK, 2, 1);
-	CHECK(s.scale[0] == 8192 && grad_scale_enter(&s, 1) == 8192 && grad_scale_enter(&s, -1) == 1 && grad_scale_loss(&s) == 1, "starts at 2^13");
+	CHECK(s.scale[0] == 8192 && grad_scale_enter(&s, 1) == 8192 && grad_scale_enter(&s, -1) == 1 &&
+		      grad_scale_loss(&s) == 1,
+	      "starts at 2^13");
 	steps(&s, 1000, true);
 	CHECK(fabs(s.scale[0] / 16384 - 1) < 1e-12, "K10: 1000 finite updates double it: %.17g", s.scale[0]);
 	double before = s.scale[0], other = s.scale[1];
@@ -48,7 +50,9 @@ static void check_window(void)
 {
 	for (int gap = 124; gap <= 125; gap++) {
 		struct grad_scale s = started(GRAD_SCALE_GLOBAL, 7, 1);
-		CHECK(s.units == 1 && grad_scale_unit(&s, 5) == 0 && grad_scale_unit(&s, -1) == 0 && grad_scale_enter(&s, 0) == 1, "one unit for all");
+		CHECK(s.units == 1 && grad_scale_unit(&s, 5) == 0 && grad_scale_unit(&s, -1) == 0 &&
+			      grad_scale_enter(&s, 0) == 1,
+		      "one unit for all");
 		steps(&s, 1, false);
 		steps(&s, gap - 1, true);
 		double before = s.scale[0];
@@ -85,7 +89,8 @@ static void check_clamp(void)
 static void check_none(void)
 {
 	struct grad_scale s = started(GRAD_SCALE_NONE, 12, 1);
-	CHECK(s.units == 0 && grad_scale_loss(&s) == 1 && grad_scale_enter(&s, 3) == 1 && grad_scale_unit(&s, 3) == -1, "without scales all is 1");
+	CHECK(s.units == 0 && grad_scale_loss(&s) == 1 && grad_scale_enter(&s, 3) == 1 && grad_scale_unit(&s, 3) == -1,
+	      "without scales all is 1");
 	grad_scale_step(&s, false);
 	grad_scale_free(&s);
 	struct error e = {0};
@@ -108,9 +113,12 @@ static void check_json(void)
 		steps(&a, 150, false), steps(&b, 150, false);
 	}
 	struct grad_scale c = started(GRAD_SCALE_RESBLOCK, 2, 1), d = started(GRAD_SCALE_GLOBAL, 3, 1);
-	CHECK(grad_scale_parse(&c, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "expected 2"), "%s", e.text);
+	CHECK(grad_scale_parse(&c, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "expected 2"),
+	      "%s", e.text);
 	e = (struct error){0};
-	CHECK(grad_scale_parse(&d, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "is resblock, not global"), "%s", e.text);
+	CHECK(grad_scale_parse(&d, again, "file", &e) == -1 && e.status == STATUS_BAD &&
+		      strstr(e.text, "is resblock, not global"),
+	      "%s", e.text);
 	e = (struct error){0};
 	json_array_set_new(json_object_get(again, "scale"), 1, json_real(1e30));
 	CHECK(grad_scale_parse(&b, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "corrupt"), "%s", e.text);

@@ -97,7 +97,10 @@ static void encode(struct buf *out, const struct sample_picture *s, const struct
 		png_set_PLTE(png, info, s->palette, s->colours);
 	if (k->transparent)
 		png_set_tRNS(png, info, s->alpha, s->alphas, &s->key);
-	png_text text = {.compression = PNG_TEXT_COMPRESSION_zTXt, .key = "Comment", .text = "skipped by readers", .text_length = 18};
+	png_text text = {.compression = PNG_TEXT_COMPRESSION_zTXt,
+			 .key = "Comment",
+			 .text = "skipped by readers",
+			 .text_length = 18};
 	png_set_text(png, info, &text, 1); /* ancillary chunks must do no harm */
 	png_set_gAMA(png, info, 0.3);
 	png_write_info(png, info);
@@ -284,7 +287,9 @@ static void encode_jpeg(struct buf *out, int components, int orientation, bool p
 	unsigned long n = 0;
 	struct error e = {0};
 	/* big-endian TIFF with one entry: 0x0112, SHORT, 1 value */
-	uint8_t exif[] = {'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, (uint8_t)orientation, 0, 0, 0, 0, 0, 0};
+	uint8_t exif[] = {'E', 'x', 'i', 'f', 0,    0, 'M', 'M', 0, 42, 0, 0, 0,
+			  8,   0,   1,   1,   0x12, 0, 3,   0,   0, 0,  1, 0, (uint8_t)orientation,
+			  0,   0,   0,   0,   0,    0};
 	jpeg.err = jpeg_std_error(&manager);
 	jpeg_create_compress(&jpeg);
 	jpeg_mem_dest(&jpeg, &p, &n);
@@ -336,8 +341,9 @@ static void test_jpeg(void)
 	for (int components = 1; components <= 4; components += components == 1 ? 2 : 1) {
 		struct error e = {0};
 		encode_jpeg(&file, components, 0, components == 3);
-		CHECK(image_decode(&p, file.p, file.n, &defaults, "t", &e) == 0 && jpeg_distance(&p, components, 1) <= 6, "JPEG of %d components: %s, off by %d",
-		      components, e.text, jpeg_distance(&p, components, 1));
+		CHECK(image_decode(&p, file.p, file.n, &defaults, "t", &e) == 0 &&
+			      jpeg_distance(&p, components, 1) <= 6,
+		      "JPEG of %d components: %s, off by %d", components, e.text, jpeg_distance(&p, components, 1));
 	}
 	static const uint32_t reductions[][2] = {{0, 1}, {33, 1}, {32, 2}, {17, 2}, {16, 4}, {8, 8}, {1, 8}};
 	encode_jpeg(&file, 3, 0, false);
@@ -346,8 +352,9 @@ static void test_jpeg(void)
 		struct image_options o = IMAGE_DEFAULTS;
 		o.least_side = reductions[i][0];
 		/* A reduced pixel lies up to 3/2 of the gradient's step beside where it is compared. */
-		CHECK(image_decode(&p, file.p, file.n, &o, "t", &e) == 0 && jpeg_distance(&p, 3, reductions[i][1]) <= 8, "JPEG for a side of %u at 1/%u, off by %d",
-		      reductions[i][0], reductions[i][1], jpeg_distance(&p, 3, reductions[i][1]));
+		CHECK(image_decode(&p, file.p, file.n, &o, "t", &e) == 0 && jpeg_distance(&p, 3, reductions[i][1]) <= 8,
+		      "JPEG for a side of %u at 1/%u, off by %d", reductions[i][0], reductions[i][1],
+		      jpeg_distance(&p, 3, reductions[i][1]));
 	}
 	for (int o = 1; o <= 8; o++) {
 		struct error e = {0};
@@ -399,10 +406,21 @@ static void test_pnm(void)
 		CHECK(image_read_pnm(&p, &s, &on_back, &e) == 1 && p.width == 2 && p.height == 1 && memcmp(p.rgb, want[i], 6) == 0,
 		      "picture %d of three: %s", i, e.text);
 	CHECK(image_read_pnm(&p, &s, &on_back, &e) == 0, "then the end");
-	static const char *const bad[] = {"P6\n2 1\n255\n12345", "P6\n0 1\n255\n", "P6\n2 1\n0\n", "P6\n2 1\n65536\n", "P6\n-2 1\n255\n",
-					  "P6\n99999999999999999999 1\n255\n", "P6\n20000 20000\n255\n", "P6", "P6\n2", "P6\n# comment without end",
-					  "P7\nWIDTH 2\nENDHDR\n", "P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\nabc",
-					  "P7\nWIDTH\n", "P7\nDEPTH 99999\n", "P6\n2 1\n255x123456"};
+	static const char *const bad[] = {"P6\n2 1\n255\n12345",
+					  "P6\n0 1\n255\n",
+					  "P6\n2 1\n0\n",
+					  "P6\n2 1\n65536\n",
+					  "P6\n-2 1\n255\n",
+					  "P6\n99999999999999999999 1\n255\n",
+					  "P6\n20000 20000\n255\n",
+					  "P6",
+					  "P6\n2",
+					  "P6\n# comment without end",
+					  "P7\nWIDTH 2\nENDHDR\n",
+					  "P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\nabc",
+					  "P7\nWIDTH\n",
+					  "P7\nDEPTH 99999\n",
+					  "P6\n2 1\n255x123456"};
 	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
 		struct error bad_error = {0};
 		input_memory(&s, bad[i], strlen(bad[i]), "t");
@@ -481,7 +499,8 @@ static void random_picture(struct pixels *p, uint32_t w, uint32_t h)
 
 static void test_area(void)
 {
-	static const uint32_t cases[][4] = {{7, 5, 3, 2}, {16, 16, 4, 8}, {13, 17, 13, 17}, {10, 9, 25, 14}, {31, 8, 2, 8}, {9, 33, 5, 4}, {2, 2, 5, 5}};
+	static const uint32_t cases[][4] = {{7, 5, 3, 2},  {16, 16, 4, 8}, {13, 17, 13, 17}, {10, 9, 25, 14},
+					    {31, 8, 2, 8}, {9, 33, 5, 4},  {2, 2, 5, 5}};
 	struct pixels in = {0}, out = {0};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		for (int aligned = 0; aligned < 2; aligned++) {
@@ -605,9 +624,13 @@ static void test_crop_ranges(void)
 		}
 	}
 	CHECK(is(x[CROP_CENTER], 8, 8) && is(y[CROP_CENTER], 0, 0) && is(t[CROP_CENTER], 64, 64), "center");
-	CHECK(is(x[CROP_RANDOM], 0, 16) && is(y[CROP_RANDOM], 0, 0) && is(t[CROP_RANDOM], 64, 64) && is(mirrored[CROP_RANDOM], 0, 0), "random");
+	CHECK(is(x[CROP_RANDOM], 0, 16) && is(y[CROP_RANDOM], 0, 0) && is(t[CROP_RANDOM], 64, 64) &&
+		      is(mirrored[CROP_RANDOM], 0, 0),
+	      "random");
 	/* B22: t in 9/8..12/8 of 64 = 72..96; windows reach 96 - 64; mirrored by chance. */
-	CHECK(is(x[CROP_DVAE], 0, 16) && is(t[CROP_DVAE], 72, 96) && is(wx[CROP_DVAE], 0, 32) && is(mirrored[CROP_DVAE], 0, 1), "paper-dvae");
+	CHECK(is(x[CROP_DVAE], 0, 16) && is(t[CROP_DVAE], 72, 96) && is(wx[CROP_DVAE], 0, 32) &&
+		      is(mirrored[CROP_DVAE], 0, 1),
+	      "paper-dvae");
 	/* F5: spare 16: 3*16/8 = 6 up to but not 5*16/8 = 10; t in 64..72; never mirrored. */
 	CHECK(is(x[CROP_DALLE], 6, 9) && is(y[CROP_DALLE], 0, 0) && is(t[CROP_DALLE], 64, 72) && is(wx[CROP_DALLE], 0, 8) &&
 		  is(mirrored[CROP_DALLE], 0, 0), "paper-dalle");
@@ -618,9 +641,13 @@ static void test_crop_details(void)
 {
 	struct crop c, again;
 	struct error e = {0};
-	CHECK(crop_plan(&c, CROP_PAD, 100, 50, 64, 0, 0, 0, &e) == 0 && c.width == 64 && c.height == 32 && c.y == 16 && c.x == 0, "pad 100x50");
-	CHECK(crop_plan(&c, CROP_PAD, 1, 10000, 64, 0, 0, 0, &e) == 0 && c.width == 1 && c.height == 64, "pad of a sliver keeps a pixel");
-	CHECK(crop_plan(&c, CROP_DVAE, 300, 63, 64, 0, 0, 0, &e) == -1 && e.status == STATUS_BAD, "the paper's crop refuses small pictures");
+	CHECK(crop_plan(&c, CROP_PAD, 100, 50, 64, 0, 0, 0, &e) == 0 && c.width == 64 && c.height == 32 && c.y == 16 &&
+		      c.x == 0,
+	      "pad 100x50");
+	CHECK(crop_plan(&c, CROP_PAD, 1, 10000, 64, 0, 0, 0, &e) == 0 && c.width == 1 && c.height == 64,
+	      "pad of a sliver keeps a pixel");
+	CHECK(crop_plan(&c, CROP_DVAE, 300, 63, 64, 0, 0, 0, &e) == -1 && e.status == STATUS_BAD,
+	      "the paper's crop refuses small pictures");
 	e = (struct error){0};
 	/* Sides between S and 9/8 S: t stays at the side, as the minima in listing 1 say. */
 	CHECK(crop_plan(&c, CROP_DVAE, 70, 70, 64, 0, 0, 0, &e) == 0 && c.width == 70, "paper-dvae of 70 pixels");

@@ -102,7 +102,8 @@ static void naive_used(double *scalar, const double *x, const void *with)
 static void check_usage(size_t rows, int V)
 {
 	size_t n = rows * V;
-	struct tensor x = tensor_random(DT_F32, n, -3, 3), sum = tensor_random(DT_F32, V, 0, 1), c = tensor_random(DT_F32, V, -1, 1);
+	struct tensor x = tensor_random(DT_F32, n, -3, 3), sum = tensor_random(DT_F32, V, 0, 1),
+		      c = tensor_random(DT_F32, V, -1, 1);
 	struct tensor dx = tensor_random(DT_F32, n, -1, 1);
 	double *want = must(calloc(n, sizeof *want)), *want_sum = must(calloc(V, sizeof *want_sum)), one = 1;
 	memcpy(want_sum, sum.v, V * sizeof *want_sum);
@@ -373,8 +374,8 @@ static int naive_draw(const double *p, int V, uint64_t key, int32_t position, co
 	return token;
 }
 
-static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, const int32_t *position, size_t rows, int V,
-                     const struct draw *how)
+static void run_draw(int32_t *token, const struct tensor *x, const uint64_t *key, const int32_t *position, size_t rows,
+		     int V, const struct draw *how)
 {
 	uint64_t *device_key = must(ops->alloc(dev, rows * sizeof *key));
 	int32_t *device = must(ops->alloc(dev, rows * sizeof *token));

@@ -117,8 +117,8 @@ static void check_files(const char *what, char *const *files, int n, uint64_t li
 	CHECK(exact_cover(v, total) && exact_cover(v + total, total), "%s: every record exactly once a pass", what);
 	CHECK(memcmp(v, v + total, (size_t)total * sizeof *v) != 0, "%s: the passes differ", what);
 	/* A random permutation moves a record by a third of the pass on average. */
-	CHECK(displacement(v, total) > least * total, "%s: shuffled by %.3f of a pass, at least %.3f", what, displacement(v, total) / total,
-	      least);
+	CHECK(displacement(v, total) > least * total, "%s: shuffled by %.3f of a pass, at least %.3f", what,
+	      displacement(v, total) / total, least);
 	CHECK(take(m, again, 2 * total, 64) == 2 * total && memcmp(v, again, sizeof *v * 2 * (size_t)total) == 0,
 	      "%s: the same order for the same seed and any batch", what);
 	CHECK(take(other, again, total, 64) == total && exact_cover(again, total) && memcmp(v, again, sizeof *v * (size_t)total),
@@ -224,17 +224,20 @@ static void check_refusals(void)
 	snprintf(empty, sizeof empty, "%s/empty", folder);
 	struct writer *w = writer_open(empty, &h, STREAM_LEVEL, &e);
 	CHECK(w && writer_close(w, &e) == 0, "%s", e.text);
-	CHECK(!loader_open(names, 1, 1, LARGE, &e) && e.status == STATUS_BAD && strstr(e.text, "no records"), "no records: %s", e.text);
+	CHECK(!loader_open(names, 1, 1, LARGE, &e) && e.status == STATUS_BAD && strstr(e.text, "no records"),
+	      "no records: %s", e.text);
 	struct buf b = {0};
 	e = (struct error){0};
 	snprintf(cut, sizeof cut, "%s/cut", folder);
 	names[0] = cut;
 	FILE *f = fopen(cut, "wb");
-	CHECK(f && read_file(framed[0], 1 << 26, &b, &e) == 0 && fwrite(b.p, 1, b.n * 3 / 4, f) && fclose(f) == 0, "cut: %s", e.text);
+	CHECK(f && read_file(framed[0], 1 << 26, &b, &e) == 0 && fwrite(b.p, 1, b.n * 3 / 4, f) && fclose(f) == 0,
+	      "cut: %s", e.text);
 	static const uint64_t limits[] = {LARGE, SMALL};
 	for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
 		e = (struct error){0};
-		CHECK(!loader_open(names, 1, 1, limits[i], &e) && e.status == STATUS_BAD, "a truncated file is refused at open: %s", e.text);
+		CHECK(!loader_open(names, 1, 1, limits[i], &e) && e.status == STATUS_BAD,
+		      "a truncated file is refused at open: %s", e.text);
 	}
 	buf_free(&b);
 	unlink(cut);

@@ -127,7 +127,9 @@ static int run(const struct format *f, const struct train_options *o, int64_t st
 	dalle_fit_trainee(&fit, &bad.inner, config, loader_header(data));
 	struct trainee t = bad.inner;
 	t.model = &bad, t.lr = faulty_lr, t.step = faulty_step, t.evaluate = faulty_evaluate;
-	need(train_plan(&t, o, ops, dev, &err) || dalle_build(&d, ops, dev, true, &err) || dalle_plan(&d, BATCH, true, &err), "plan");
+	need(train_plan(&t, o, ops, dev, &err) || dalle_build(&d, ops, dev, true, &err) ||
+		     dalle_plan(&d, BATCH, true, &err),
+	     "plan");
 	int status = train_run(&t, o, data, 1, argv, &err);
 	stop_requested = 0;
 	json_decref(config);
@@ -150,7 +152,9 @@ static void write_data(void)
 			text[k] = rng_u32(1, RNG_AUGMENT, (uint32_t)i, k) % 256;
 		for (uint32_t k = 0; k < 16; k++)
 			image[k] = (text[k % 6] + k) % 64;
-		need(tokens_set(&r.text, text, (size_t)(i % 6), &err) || tokens_set(&r.image, image, 16, &err) || writer_put(w, &r, &err), "data");
+		need(tokens_set(&r.text, text, (size_t)(i % 6), &err) || tokens_set(&r.image, image, 16, &err) ||
+			     writer_put(w, &r, &err),
+		     "data");
 	}
 	need(w ? writer_close(w, &err) : -1, "data");
 	record_free(&r);
@@ -184,13 +188,17 @@ static void check_file(const struct format *f)
 	err = (struct error){0};
 	struct weights *w = weights_open(model_path, &err);
 	need(w ? 0 : -1, "unfinished file");
-	const char *type = type_in_file(w, "train.w.blocks.1.mlp.up.weight"), *m = type_in_file(w, "train.m.blocks.1.mlp.up.weight");
+	const char *type = type_in_file(w, "train.w.blocks.1.mlp.up.weight"),
+		   *m = type_in_file(w, "train.m.blocks.1.mlp.up.weight");
 	CHECK(strcmp(type, names[f->no_master ? f->type : DT_F32]) == 0, "%s: matrices are saved as %s", f->what, type);
 	CHECK(strcmp(m, f->moments ? "U16" : "F32") == 0 && strcmp(m, type_in_file(w, "train.v.blocks.1.mlp.up.weight")) == 0,
 	      "%s: moments of matrices are saved as %s", f->what, m);
-	CHECK(strcmp(type_in_file(w, "train.w.norm.weight"), "F32") == 0 && strcmp(type_in_file(w, "train.m.norm.weight"), "F32") == 0 &&
-	      strcmp(type_in_file(w, "train.v.image.embed.weight"), "F32") == 0, "%s: gains and embeddings stay f32", f->what);
-	CHECK((strstr(weights_meta(w, "dalle.state"), "grad_scale") != NULL) == (f->type == DT_F16), "%s: scales are in the state", f->what);
+	CHECK(strcmp(type_in_file(w, "train.w.norm.weight"), "F32") == 0 &&
+		      strcmp(type_in_file(w, "train.m.norm.weight"), "F32") == 0 &&
+		      strcmp(type_in_file(w, "train.v.image.embed.weight"), "F32") == 0,
+	      "%s: gains and embeddings stay f32", f->what);
+	CHECK((strstr(weights_meta(w, "dalle.state"), "grad_scale") != NULL) == (f->type == DT_F16),
+	      "%s: scales are in the state", f->what);
 	weights_close(w);
 }
 
@@ -204,7 +212,8 @@ static void check_resume(const struct format *f)
 	struct buf whole = file_bytes();
 	for (size_t i = 0; i < ARRAY_LEN(stops); i++) {
 		unlink(model_path);
-		CHECK(run(f, &o, stops[i], -1, infinite) == STATUS_AGAIN, "%s: stopped at %lld: %s", f->what, (long long)stops[i], err.text);
+		CHECK(run(f, &o, stops[i], -1, infinite) == STATUS_AGAIN, "%s: stopped at %lld: %s", f->what,
+		      (long long)stops[i], err.text);
 		check_file(f);
 		CHECK(run(f, &o, -1, -1, infinite) == STATUS_OK, "%s: continued: %s", f->what, err.text);
 		struct buf b = file_bytes();
@@ -353,13 +362,15 @@ static double gradients(struct deep *m, double loss_scale, double *norm)
 {
 	struct dalle_loss l;
 	params_zero_grad(&m->d.params);
-	need(dalle_likelihood(&m->d, m->items, PAIRS, true, loss_scale, &l, &err) || params_grad_norm(&m->d.params, norm, &err), "step");
+	need(dalle_likelihood(&m->d, m->items, PAIRS, true, loss_scale, &l, &err) ||
+		     params_grad_norm(&m->d.params, norm, &err),
+	     "step");
 	return l.image / (double)l.image_count;
 }
 
-/* What the rule comes to in the long run at these weights: each gradient stands for 1000 updates when it is finite, else for a
- * window.  The loss is taken 256 times: as much is left for the gradients to grow in the few updates that follow, which
- * overflows would else hold up for a window each time. */
+/* What the rule comes to in the long run at these weights: each gradient stands for 1000 updates when it is finite,
+ * else for a window.  The loss is taken 256 times: as much is left for the gradients to grow in the few updates that
+ * follow, which overflows would else hold up for a window each time. */
 static void settle(struct deep *m)
 {
 	double norm;
@@ -419,13 +430,16 @@ static void check_deep(void)
 {
 	double zeros = 0, f32 = deep_run(DT_F32, GRAD_SCALE_NONE, &zeros);
 	/* Image tokens are of 16 kinds: 2.77 nats by chance. */
-	CHECK(f32 < 1.6 && zeros < 0.3, "f32 learns: %.3f nats, %.0f %% of the gradients are 0 (dead activations)", f32, 100 * zeros);
+	CHECK(f32 < 1.6 && zeros < 0.3, "f32 learns: %.3f nats, %.0f %% of the gradients are 0 (dead activations)", f32,
+	      100 * zeros);
 	double resblock = deep_run(DT_F16, GRAD_SCALE_RESBLOCK, &zeros);
-	CHECK(resblock < 1.6 && zeros < 0.3, "f16, a scale per resblock learns: %.3f nats, %.0f %% of the gradients are 0", resblock, 100 * zeros);
+	CHECK(resblock < 1.6 && zeros < 0.3,
+	      "f16, a scale per resblock learns: %.3f nats, %.0f %% of the gradients are 0", resblock, 100 * zeros);
 	double plain = deep_run(DT_F16, GRAD_SCALE_NONE, &zeros);
 	CHECK(plain > 2.3 && zeros == 1, "plain f16 does not: %.3f nats, %.0f %% of the gradients are 0", plain, 100 * zeros);
 	double global = deep_run(DT_F16, GRAD_SCALE_GLOBAL, &zeros);
-	CHECK(global > 2.3 && zeros == 1, "f16, one scale does not: %.3f nats, %.0f %% of the gradients are 0", global, 100 * zeros);
+	CHECK(global > 2.3 && zeros == 1, "f16, one scale does not: %.3f nats, %.0f %% of the gradients are 0", global,
+	      100 * zeros);
 }
 
 int main(void)

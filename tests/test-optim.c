@@ -27,14 +27,20 @@ static void check_formats(void)
 		uint16_t word[2];
 		double x;
 	} k7[] = {
-		{DT_1_6_9, {0x7FFF}, 15.984375}, {DT_1_6_9, {0x7800}, 1}, {DT_1_6_9, {0xF800}, -1}, {DT_1_6_9, {0x0001}, 0x1p-60 * (1 + 1.0 / 512)},
-		{DT_0_6_10, {0xF000}, 1}, {DT_0_6_10, {0xFFFF}, 15.9921875}, {DT_0_6_10, {0x0001}, 0x1p-60 * (1 + 1.0 / 1024)},
+		{DT_1_6_9, {0x7FFF}, 15.984375},
+		{DT_1_6_9, {0x7800}, 1},
+		{DT_1_6_9, {0xF800}, -1},
+		{DT_1_6_9, {0x0001}, 0x1p-60 * (1 + 1.0 / 512)},
+		{DT_0_6_10, {0xF000}, 1},
+		{DT_0_6_10, {0xFFFF}, 15.9921875},
+		{DT_0_6_10, {0x0001}, 0x1p-60 * (1 + 1.0 / 1024)},
 	};
 	for (size_t i = 0; i < sizeof k7 / sizeof *k7; i++)
-		CHECK(load_as_f32(k7[i].word, k7[i].t, 0) == k7[i].x && encode(k7[i].x, k7[i].t) == k7[i].word[0], "K7: %s word %04x is %.9g",
-		      type_names[k7[i].t], k7[i].word[0], k7[i].x);
+		CHECK(load_as_f32(k7[i].word, k7[i].t, 0) == k7[i].x && encode(k7[i].x, k7[i].t) == k7[i].word[0],
+		      "K7: %s word %04x is %.9g", type_names[k7[i].t], k7[i].word[0], k7[i].x);
 	for (enum dtype t = DT_1_6_9; t <= DT_0_6_10; t++) {
-		double top = t == DT_1_6_9 ? 15.984375 : 15.9921875, least = t == DT_1_6_9 ? 0x1p-60 * (1 + 1.0 / 512) : 0x1p-60 * (1 + 1.0 / 1024);
+		double top = t == DT_1_6_9 ? 15.984375 : 15.9921875,
+		       least = t == DT_1_6_9 ? 0x1p-60 * (1 + 1.0 / 512) : 0x1p-60 * (1 + 1.0 / 1024);
 		int values = 0, back = 0, up = 0, below = 0;
 		for (int w = 0; w < 65536; w++) {
 			const uint16_t word[2] = {(uint16_t)w}, h = word[0];
@@ -50,8 +56,10 @@ static void check_formats(void)
 		CHECK(back == 65536 - (t == DT_1_6_9), "%s: %d of 65536 values come back", type_names[t], back);
 		CHECK(up >= 65534 && below >= 65534, "%s: half-way goes up (%d) and less goes down (%d)", type_names[t], up, below);
 		CHECK(encode(20, t) == encode(top, t) && encode(INFINITY, t) == encode(top, t), "%s: saturates", type_names[t]);
-		CHECK(encode(1e-20, t) == 0 && encode(0, t) == 0 && encode(-0.0, t) == 0 && encode(-1e-20, t) == 0, "%s: small is 0", type_names[t]);
-		CHECK(encode((double)nextafterf((float)least, 0), t) == 0 && encode(least, t) == 1, "%s: less than word 1 is 0", type_names[t]);
+		CHECK(encode(1e-20, t) == 0 && encode(0, t) == 0 && encode(-0.0, t) == 0 && encode(-1e-20, t) == 0,
+		      "%s: small is 0", type_names[t]);
+		CHECK(encode((double)nextafterf((float)least, 0), t) == 0 && encode(least, t) == 1,
+		      "%s: less than word 1 is 0", type_names[t]);
 	}
 	CHECK(encode(-20, DT_1_6_9) == 0xFFFF && encode(-1, DT_0_6_10) == 0 && encode(-INFINITY, DT_0_6_10) == 0, "signs");
 }
@@ -71,7 +79,8 @@ static void random_case(enum dtype t, float x)
 		sum += y, low = fmin(low, y), high = fmax(high, y);
 	}
 	double step = high - low, widest = t == DT_BF16 ? fabs((double)x) * 0x1p-7 : fmax(fabs((double)x) * 0x1p-10, 0x1p-24);
-	CHECK(fabs(sum / 65536 - x) <= step * 0x1p-16, "%s: the mean of %.9g rounded is %.9g", type_names[t], (double)x, sum / 65536);
+	CHECK(fabs(sum / 65536 - x) <= step * 0x1p-16, "%s: the mean of %.9g rounded is %.9g", type_names[t], (double)x,
+	      sum / 65536);
 	CHECK(low <= x && x <= high && step <= widest, "%s: %.9g becomes %.9g or %.9g", type_names[t], (double)x, low, high);
 	uint16_t exact[2];
 	store_from_f32(exact, t, 0, x);
@@ -80,7 +89,8 @@ static void random_case(enum dtype t, float x)
 
 static void check_random(void)
 {
-	static const float x[] = {1, 1.001f, -1.001f, 0.3333333f, 3e-5f, -6.1e-5f, 1.5e-7f, 2e-8f, 6.1035156e-05f, 0, 100.7f, -0x1p-24f, 0x1.8p-25f};
+	static const float x[] = {1,     1.001f,         -1.001f, 0.3333333f, 3e-5f,     -6.1e-5f,  1.5e-7f,
+				  2e-8f, 6.1035156e-05f, 0,       100.7f,     -0x1p-24f, 0x1.8p-25f};
 	for (size_t i = 0; i < sizeof x / sizeof *x; i++) {
 		random_case(DT_F16, x[i]);
 		random_case(DT_BF16, x[i]);
@@ -132,11 +142,14 @@ static void check_step(struct state *s, const struct adamw *a, const char *what)
 
 static void adamw_case(size_t n, int mask)
 {
-	enum dtype w = mask & 1 ? T : DT_F32, m = mask & 2 ? DT_1_6_9 : DT_F32, v = mask & 4 ? DT_0_6_10 : DT_F32, g = mask & 8 ? T : DT_F32;
+	enum dtype w = mask & 1 ? T : DT_F32, m = mask & 2 ? DT_1_6_9 : DT_F32, v = mask & 4 ? DT_0_6_10 : DT_F32,
+		   g = mask & 8 ? T : DT_F32;
 	struct adamw a = {4.5e-3f, 0.9f, 0.96f, 1e-8f, 4.5e-2f, 5, 0.5f, 0, 77, 12345678901u};
-	struct state s = {tensor_random(w, n, -1, 1), tensor_output(T, n), tensor_fill(m, n, 0), tensor_fill(v, n, 0), tensor_random(g, n, -30, 30)};
+	struct state s = {tensor_random(w, n, -1, 1), tensor_output(T, n), tensor_fill(m, n, 0), tensor_fill(v, n, 0),
+			  tensor_random(g, n, -30, 30)};
 	char what[80];
-	snprintf(what, sizeof what, "adamw of %zu: w %s, m %s, v %s, g %s", n, type_names[w], type_names[m], type_names[v], type_names[g]);
+	snprintf(what, sizeof what, "adamw of %zu: w %s, m %s, v %s, g %s", n, type_names[w], type_names[m],
+		 type_names[v], type_names[g]);
 	for (a.step = 1; a.step <= 3; a.step++)
 		check_step(&s, &a, what);
 	tensor_free(&s.w), tensor_free(&s.wt), tensor_free(&s.m), tensor_free(&s.v), tensor_free(&s.g);
@@ -157,7 +170,11 @@ static void check_unbiased(void)
 	enum { N = 20001, STEPS = 50 };
 	double ulp = T == DT_BF16 ? 0x1p-7 : 0x1p-10, mean = 0;
 	struct adamw a = {(float)(0.1 * ulp), 0.9f, 0.96f, 0, 0, 0, 1, 0, 5, 0};
-	struct state s = {tensor_fill(T, N, 1.5), {0}, tensor_fill(DT_F32, N, 0), tensor_fill(DT_F32, N, 0), tensor_fill(DT_F32, N, 1)};
+	struct state s = {tensor_fill(T, N, 1.5),
+			  {0},
+			  tensor_fill(DT_F32, N, 0),
+			  tensor_fill(DT_F32, N, 0),
+			  tensor_fill(DT_F32, N, 1)};
 	struct adamw_tensor x = tensors_of(&s);
 	for (a.step = 1; a.step <= STEPS; a.step++)
 		ops->adamw(dev, &x, N, &a);
@@ -176,7 +193,11 @@ static void random_weights(enum dtype t, int threads, size_t part, uint64_t seed
 {
 	device_open(t, threads);
 	struct adamw a = {1e-3f, 0.9f, 0.96f, 1e-8f, 0.1f, 0, 1, 0, seed, (uint64_t)1 << 33};
-	struct state s = {tensor_fill(t, MANY, 0.7), {0}, tensor_fill(DT_1_6_9, MANY, 0), tensor_fill(DT_0_6_10, MANY, 0), tensor_fill(t, MANY, 0.3)};
+	struct state s = {tensor_fill(t, MANY, 0.7),
+			  {0},
+			  tensor_fill(DT_1_6_9, MANY, 0),
+			  tensor_fill(DT_0_6_10, MANY, 0),
+			  tensor_fill(t, MANY, 0.3)};
 	for (a.step = 1; a.step <= 2; a.step++)
 		for (size_t at = 0; at < MANY; at += part) {
 			struct adamw_tensor x = tensors_of(&s);
@@ -208,7 +229,11 @@ static void check_reproducible(enum dtype t)
 static void check_philox(void)
 {
 	struct adamw a = {0x1p-12f, 0, 0, 0, 0, 0, 1, 3, 42, 0xfffffffffu};
-	struct state s = {tensor_fill(T, 3000, 1), {0}, tensor_fill(DT_F32, 3000, 0), tensor_fill(DT_F32, 3000, 0), tensor_fill(DT_F32, 3000, -1)};
+	struct state s = {tensor_fill(T, 3000, 1),
+			  {0},
+			  tensor_fill(DT_F32, 3000, 0),
+			  tensor_fill(DT_F32, 3000, 0),
+			  tensor_fill(DT_F32, 3000, -1)};
 	struct adamw_tensor x = tensors_of(&s);
 	int same = 0;
 	ops->adamw(dev, &x, 3000, &a);
@@ -266,7 +291,8 @@ static void check_cast_filter(void)
 	tensor_get(&y, "cast filtered");
 	CHECK(y.v[0] == 4 && y.v[1] == 0 && y.v[2] == 0 && y.v[3] == 0 && y.v[5] == 8, "cast: NaN and infinity become 0");
 	CHECK(y.v[6] == 0, "cast: what the scale makes infinite becomes 0");
-	CHECK(T == DT_F16 ? isinf(y.v[4]) : fabs(y.v[4] / 4e30 - 1) < 0x1p-8, "cast: what overflows in %s alone stays visible", type_names[T]);
+	CHECK(T == DT_F16 ? isinf(y.v[4]) : fabs(y.v[4] / 4e30 - 1) < 0x1p-8,
+	      "cast: what overflows in %s alone stays visible", type_names[T]);
 	ops->cast(dev, y.p, x.p, N, 4, 0);
 	tensor_get(&y, "cast");
 	CHECK(isnan(y.v[1]) && isinf(y.v[2]) && isinf(y.v[6]), "cast: unfiltered they stay");
@@ -300,7 +326,8 @@ static void check_norm_scale(size_t rows, int C, int flags)
 	for (int c = 0; c < C; c++)
 		scaled &= dw[1].v[c] == dw[0].v[c] / 8 && db[1].v[c] == db[0].v[c] / 8;
 	CHECK(scaled, "norm_bwd %zu x %d: all is multiplied by the scale", rows, C);
-	CHECK(filtered && isnan(dw[2].v[n / 2 % C]) && isnan(db[2].v[n / 2 % C]), "norm_bwd %zu x %d: dx is filtered, dw and db are not", rows, C);
+	CHECK(filtered && isnan(dw[2].v[n / 2 % C]) && isnan(db[2].v[n / 2 % C]),
+	      "norm_bwd %zu x %d: dx is filtered, dw and db are not", rows, C);
 	for (int i = 0; i < 3; i++)
 		tensor_free(&dx[i]), tensor_free(&dw[i]), tensor_free(&db[i]);
 	tensor_free(&x), tensor_free(&w), tensor_free(&dy), tensor_free(&mean), tensor_free(&rstd), tensor_free(&y);

@@ -41,7 +41,8 @@ static void toy_free(struct toy *m)
 
 static void check_schedules(void)
 {
-	CHECK(schedule_cosine(1, 0.1, 0, 100) == 1 && schedule_cosine(1, 0.1, 100, 100) == 0.1 && schedule_cosine(1, 0.1, 500, 100) == 0.1,
+	CHECK(schedule_cosine(1, 0.1, 0, 100) == 1 && schedule_cosine(1, 0.1, 100, 100) == 0.1 &&
+		      schedule_cosine(1, 0.1, 500, 100) == 0.1,
 	      "cosine: ends");
 	CHECK(fabs(schedule_cosine(1, 0.0625, 50, 100) - 0.53125) < 1e-15, "cosine: middle");
 	CHECK(schedule_cosine(0, 6.6, 0, 0) == 6.6, "cosine: no length");
@@ -49,8 +50,8 @@ static void check_schedules(void)
 	CHECK(schedule_warmup_cosine(0, 0, 100, 0) == 1 && schedule_warmup_cosine(100, 4, 100, 0.2) == 0.2, "without, and the end");
 }
 
-/* Fifty updates against the formula (recipe D11: eps beside the uncorrected variance) in double.  Each f32 operation errs by 2^-24 of its value: 1e-5 of the
- * largest weight covers fifty updates of about ten operations. */
+/* Fifty updates against the formula (recipe D11: eps beside the uncorrected variance) in double.  Each f32 operation
+ * errs by 2^-24 of its value: 1e-5 of the largest weight covers fifty updates of about ten operations. */
 static void adamw_case(const char *what, struct adamw a)
 {
 	struct toy *m = toy_new();
@@ -62,7 +63,9 @@ static void adamw_case(const char *what, struct adamw a)
 	for (int step = 1; step <= 50; step++) {
 		a.step = step;
 		for (int i = 0; i < OUT * IN; i++) {
-			float g = ((float *)m->w->g)[i] = (float)((rng_unit(1, RNG_ROUND, (uint32_t)step, (uint64_t)i) - 0.4) * (i % 3 ? 1 : 1e-3));
+			float g = ((float *)m->w->g)[i] =
+				(float)((rng_unit(1, RNG_ROUND, (uint32_t)step, (uint64_t)i) - 0.4) *
+					(i % 3 ? 1 : 1e-3));
 			double s = (double)g * (double)a.g_scale;
 			mm[i] = (double)a.beta1 * mm[i] + (1 - (double)a.beta1) * s;
 			v[i] = (double)a.beta2 * v[i] + (1 - (double)a.beta2) * s * s;
@@ -86,7 +89,8 @@ static void check_decay_kinds(void)
 	struct adamw a = {0.1f, 0.9f, 0.99f, 1e-8f, 0.5f, 0, 1, 1, 0, 0};
 	m->w->w[0] = m->b->w[0] = 1;
 	params_update(&m->p, &a);
-	CHECK(m->b->w[0] == 1 && fabsf(m->w->w[0] - 0.95f) < 1e-6f, "decay: matrix %g, bias %g", (double)m->w->w[0], (double)m->b->w[0]);
+	CHECK(m->b->w[0] == 1 && fabsf(m->w->w[0] - 0.95f) < 1e-6f, "decay: matrix %g, bias %g", (double)m->w->w[0],
+	      (double)m->b->w[0]);
 	toy_free(m);
 }
 
@@ -148,7 +152,8 @@ static void check_storage(enum dtype type)
 	      params_add(&p, &b, PARAM_BIAS, 0, 0, 1, (int64_t[]){OUT}, &e, "b") == 0 &&
 	      params_add(&p, &f, PARAM_MATRIX_F32, 0.5f, 0, 2, (int64_t[]){OUT, IN}, &e, "f") == 0 &&
 	      params_build(&p, cpu_ops(), dev, true, &e) == 0 && params_init(&p, 3, &e) == 0, "%s", e.text);
-	CHECK(!w->w && b->w && f->w && f->t == (void *)f->w && params_dw(&p, w) == OP_DW_T && params_dw(&p, f) == 0, "only the matrix is narrow");
+	CHECK(!w->w && b->w && f->w && f->t == (void *)f->w && params_dw(&p, w) == OP_DW_T && params_dw(&p, f) == 0,
+	      "only the matrix is narrow");
 	size_t matrix = 0, others = 0;
 	for (enum params_block k = 0; k < BLOCKS; k++) {
 		struct block_use u = params_block_use(&p, k, type, true);

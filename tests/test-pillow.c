@@ -57,7 +57,8 @@ static void test_blur(struct input *s, uint32_t *seed)
 	static const struct {
 		uint32_t width, height;
 		double radius;
-	} cases[] = {{23, 17, 1}, {23, 17, 2}, {23, 17, 4}, {23, 17, 8}, {9, 31, 0.5}, {5, 3, 8}, {1, 7, 1}, {16, 16, 3.3}, {12, 12, 0}};
+	} cases[] = {{23, 17, 1}, {23, 17, 2}, {23, 17, 4},   {23, 17, 8}, {9, 31, 0.5},
+		     {5, 3, 8},   {1, 7, 1},   {16, 16, 3.3}, {12, 12, 0}};
 	struct pixels p = {0}, want = {0};
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		struct error e = {0};

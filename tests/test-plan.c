@@ -99,7 +99,8 @@ static void check_one_process(const char *preset, enum dtype type, int batch, bo
 	CHECK(m->weights + m->copies + m->gradients + m->moments + m->averages == blocks, "%s: blocks of parameters", preset);
 	CHECK(m->total == blocks + activations && m->gathered + m->errors + m->host == 0, "%s: all", preset);
 	CHECK(p.parameters.total == params_count(&d.params) &&
-	      p.parameters.total == p.parameters.embeddings + p.parameters.attention + p.parameters.mlp + p.parameters.gains + p.parameters.heads,
+		      p.parameters.total == p.parameters.embeddings + p.parameters.attention + p.parameters.mlp +
+						    p.parameters.gains + p.parameters.heads,
 	      "%s: parameters", preset);
 	dalle_free(&d);
 	cpu_ops()->close(dev);
@@ -174,7 +175,8 @@ static void check_misfits(void)
 		in.no_master = cases[i].no_master;
 		in.type = cases[i].type;
 		e = (struct error){0};
-		CHECK(plan_make(&in, &p, &e) && e.status == STATUS_USAGE && strstr(e.text, cases[i].expected), "misfit %zu: '%s'", i, e.text);
+		CHECK(plan_make(&in, &p, &e) && e.status == STATUS_USAGE && strstr(e.text, cases[i].expected),
+		      "misfit %zu: '%s'", i, e.text);
 	}
 	struct plan_input in = of_preset("12b", 1);
 	struct plan p;

@@ -598,6 +598,33 @@ static void test_size(int kind)
 	record_free(&r);
 }
 
+/* Arrays that grow keep what they hold and give zeroed records; captions are equal as their readers see them. */
+static void test_records(void)
+{
+	struct error e = {0};
+	struct record *v = NULL, a = {0}, b = {0};
+	uint32_t tokens[] = {3, 1, 2};
+	size_t cap = 0;
+	for (uint32_t i = 0; i < 100; i++) {
+		CHECK(records_room(&v, i + 1, &cap, &e) == 0 && cap > i && v[cap - 1].key.p == NULL && v[i].seed == 0, "room for %u", i);
+		v[i].seed = i + 1;
+		CHECK(v[0].seed == 1 && v[i / 2].seed == i / 2 + 1, "records stay when the array grows");
+	}
+	size_t before = cap;
+	CHECK(records_room(&v, SIZE_MAX / 2, &cap, &e) < 0 && e.status == STATUS_LIMIT && cap == before, "too many");
+	records_free(v, cap);
+	e.status = 0;
+	CHECK(!buf_set(&a.caption, "A cat", 5, &e) && !buf_set(&b.caption, "a cat", 5, &e), "%s", e.text);
+	CHECK(caption_hash(&a, false) != caption_hash(&b, false), "captions without tokens differ as text");
+	CHECK(!tokens_set(&a.text, tokens, 3, &e) && !tokens_set(&b.text, tokens, 3, &e), "%s", e.text);
+	CHECK(caption_hash(&a, false) == caption_hash(&b, false), "the same tokens are the same caption");
+	CHECK(caption_hash(&a, true) != caption_hash(&b, true), "but not for who reads the text");
+	b.text.v[2]++;
+	CHECK(caption_hash(&a, false) != caption_hash(&b, false), "other tokens");
+	record_free(&a);
+	record_free(&b);
+}
+
 int main(void)
 {
 	char folder[] = "test-stream-XXXXXX";
@@ -618,6 +645,7 @@ int main(void)
 	test_writer_refuses();
 	test_frames();
 	test_bad_tables();
+	test_records();
 	for (int kind = 0; kind < 3; kind++)
 		test_size(kind);
 	static const char *const scratch[] = {"t.tok", "a.tok", "b.tok", "c.tok", "cut.tok", "flip.tok", "moved.tok",

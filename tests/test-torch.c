@@ -423,14 +423,20 @@ static void check_tensors(void)
 		D(TENSOR("Float", "\10", "J\xff\xff\xff\xff", "K\1\x85", "K\1\x85"), "expected a storage"),
 		D(TENSOR("Float", "\10", "K\0", "J\xff\xff\xff\xff\x85", "K\1\x85"), "whole number"),
 		D(TENSOR("Float", "\10", "K\0", "K\2\x85", "J\xff\xff\xff\xff\x85"), "whole number"),
-		D(TENSOR("Float", "\10", "K\0", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86", "K\0K\0\x86"), "overflows"),
-		D(TENSOR("Float", "\10", "K\0", "K\3\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85"), "beyond its storage"),
-		D(TENSOR("Float", "\10", "K\0", "K\4\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85"), "overflows"),
+		D(TENSOR("Float", "\10", "K\0",
+			 "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x86",
+			 "K\0K\0\x86"),
+		  "overflows"),
+		D(TENSOR("Float", "\10", "K\0", "K\3\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85"),
+		  "beyond its storage"),
+		D(TENSOR("Float", "\10", "K\0", "K\4\x85", "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x85"),
+		  "overflows"),
 		D(TENSOR("Float", "\10", "K\0", "K\2K\4\x86", "K\1\x85"), "shape and strides"),
 		D(TENSOR("Float", "\x09", "K\0", "K\2\x85", "K\1\x85"), "has 32 bytes, expected 9 elements"),
 		D(TENSOR("Double", "\10", "K\0", "K\2\x85", "K\1\x85"), "has 32 bytes"),
 		D(TENSOR("Quaternion", "\10", "K\0", "K\2\x85", "K\1\x85"), "calls for torch.QuaternionStorage"),
-		D("K\1", "no tensors"), D("cos\nsystem\n", "calls for os.system"),
+		D("K\1", "no tensors"),
+		D("cos\nsystem\n", "calls for os.system"),
 	};
 #undef D
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -485,7 +491,8 @@ static void check_walks(void)
 	b.n = 0;
 	buf_add(&b, "\x80\2}q\0", 5, &e);
 	for (int i = 0; i < 40; i++) {
-		const char level[] = {'}', '(', 'X', 1, 0, 0, 0, 'a', 'h', (char)i, 'X', 1, 0, 0, 0, 'b', 'h', (char)i, 'u', 'q', (char)(i + 1)};
+		const char level[] = {'}', '(', 'X', 1, 0,   0,   0,       'a', 'h', (char)i,      'X',
+				      1,   0,   0,   0, 'b', 'h', (char)i, 'u', 'q', (char)(i + 1)};
 		buf_add(&b, level, sizeof level, &e);
 	}
 	static const char last[] = "}(X\1\0\0\0ah\50X\1\0\0\0b" SMALL "u.";

@@ -49,11 +49,15 @@ static void refused(const char *what, const char *expected)
 {
 	struct error e;
 	bool ok = opens(&e);
-	CHECK(!ok && e.status == STATUS_BAD && strstr(e.text, path) && strstr(e.text, expected), "%s: refused with '%s', got %d '%s'",
-	      what, expected, e.status, e.text);
+	CHECK(!ok && e.status == STATUS_BAD && strstr(e.text, path) && strstr(e.text, expected),
+	      "%s: refused with '%s', got %d '%s'", what, expected, e.status, e.text);
 }
 
 /* ---- the reader's rules ---- */
+
+/* A tensor of a header. */
+#define T(name, type, shape, offsets) \
+	"\"" name "\":{\"dtype\":\"" type "\",\"shape\":[" shape "],\"data_offsets\":[" offsets "]}"
 
 static void check_attacks(void)
 {
@@ -62,30 +66,30 @@ static void check_attacks(void)
 		size_t data;
 		const char *expected;
 	} cases[] = {
-		{"overlap", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "overlap"},
-		{"same place", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "overlap"},
-		{"hole", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}}", 16, "hole"},
-		{"hole at the start", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,16]}}", 16, "hole"},
-		{"bytes at the end", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, "after the last tensor"},
+		{"overlap", "{" T("a", "F32", "2", "0,8") "," T("b", "F32", "2", "4,12") "}", 12, "overlap"},
+		{"same place", "{" T("a", "F32", "2", "0,8") "," T("b", "F32", "2", "0,8") "}", 8, "overlap"},
+		{"hole", "{" T("a", "F32", "2", "0,8") "," T("b", "F32", "1", "12,16") "}", 16, "hole"},
+		{"hole at the start", "{" T("a", "F32", "2", "8,16") "}", 16, "hole"},
+		{"bytes at the end", "{" T("a", "F32", "2", "0,8") "}", 9, "after the last tensor"},
 		{"data without tensors", "{}", 4, "after the last tensor"},
-		{"too little data", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, "truncated"},
-		{"wrong product", "{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8, "its shape needs 12"},
-		{"offsets reversed", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, "its shape needs"},
-		{"product wraps", "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0, "overflows"},
-		{"product wraps to the size", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296,2],\"data_offsets\":[0,0]}}", 0, "overflows"},
-		{"number beyond 64 bits", "{\"a\":{\"dtype\":\"F32\",\"shape\":[99999999999999999999],\"data_offsets\":[0,8]}}", 8, "header"},
-		{"negative side", "{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, "whole number"},
-		{"negative offset", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[-8,0]}}", 8, "whole number"},
-		{"fraction", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2.0],\"data_offsets\":[0,8]}}", 8, "whole number"},
-		{"string for a number", "{\"a\":{\"dtype\":\"F32\",\"shape\":[\"2\"],\"data_offsets\":[0,8]}}", 8, "whole number"},
-		{"nine sides", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, "shape"},
-		{"unknown type", "{\"a\":{\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "type 'F33'"},
-		{"half a byte", "{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]}}", 1, "whole bytes"},
+		{"too little data", "{" T("a", "F32", "2", "0,8") "}", 7, "truncated"},
+		{"wrong product", "{" T("a", "F32", "3", "0,8") "}", 8, "its shape needs 12"},
+		{"offsets reversed", "{" T("a", "F32", "2", "8,0") "}", 8, "its shape needs"},
+		{"product wraps", "{" T("a", "F32", "4611686018427387904,4", "0,0") "}", 0, "overflows"},
+		{"product wraps to the size", "{" T("a", "U8", "4294967296,4294967296,2", "0,0") "}", 0, "overflows"},
+		{"number beyond 64 bits", "{" T("a", "F32", "99999999999999999999", "0,8") "}", 8, "header"},
+		{"negative side", "{" T("a", "F32", "-2", "0,8") "}", 8, "whole number"},
+		{"negative offset", "{" T("a", "F32", "2", "-8,0") "}", 8, "whole number"},
+		{"fraction", "{" T("a", "F32", "2.0", "0,8") "}", 8, "whole number"},
+		{"string for a number", "{" T("a", "F32", "\"2\"", "0,8") "}", 8, "whole number"},
+		{"nine sides", "{" T("a", "U8", "1,1,1,1,1,1,1,1,1", "0,1") "}", 1, "shape"},
+		{"unknown type", "{" T("a", "F33", "2", "0,8") "}", 8, "type 'F33'"},
+		{"half a byte", "{" T("a", "F4", "3", "0,1") "}", 1, "whole bytes"},
 		{"no type", "{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "expected dtype"},
-		{"three offsets", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8,8]}}", 8, "expected dtype"},
+		{"three offsets", "{" T("a", "F32", "2", "0,8,8") "}", 8, "expected dtype"},
 		{"a further member", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8],\"x\":1}}", 8, "expected dtype"},
 		{"tensor is a number", "{\"a\":7}", 0, "expected dtype"},
-		{"duplicate tensor", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2, "duplicate"},
+		{"duplicate tensor", "{" T("a", "U8", "1", "0,1") "," T("a", "U8", "1", "1,2") "}", 2, "duplicate"},
 		{"duplicate member", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate"},
 		{"duplicate metadata", "{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "duplicate"},
 		{"metadata is a list", "{\"__metadata__\":[]}", 0, "__metadata__"},
@@ -194,11 +198,13 @@ static void check_golden(void)
 	float one = 0, none;
 	CHECK(weights_read(w, weights_find(w, "scalar"), &one, &e) == 0 && one == 2.5f, "rank 0: %g", (double)one);
 	CHECK(weights_read(w, weights_find(w, "empty"), &none, &e) == 0, "no elements: %s", e.text);
-	CHECK(weights_read(w, weights_find(w, "ids"), &one, &e) == -1 && strstr(e.text, "I64"), "integers are not weights: %s", e.text);
+	CHECK(weights_read(w, weights_find(w, "ids"), &one, &e) == -1 && strstr(e.text, "I64"),
+	      "integers are not weights: %s", e.text);
 	e = (struct error){0};
 	CHECK(weights_verify(w, weights_find(w, "ids"), NULL, &e) == 0, "no checksum in it");
 	CHECK(weights_meta(w, "note") && strcmp(weights_meta(w, "note"), "caf\u00e9 \"quoted\"") == 0, "metadata");
-	CHECK(!weights_config(w) && weights_need_kind(w, "dvae", &e) == -1 && strstr(e.text, "another program"), "kind: %s", e.text);
+	CHECK(!weights_config(w) && weights_need_kind(w, "dvae", &e) == -1 && strstr(e.text, "another program"),
+	      "kind: %s", e.text);
 	weights_close(w);
 }
 
@@ -319,10 +325,13 @@ static void check_wrong_shape(void)
 		return;
 	CHECK(toy_save(&a, "dvae", NULL, &e) == 0, "save: %s", e.text);
 	struct weights *w = weights_open(path, &e);
-	CHECK(params_load(&b.p, BLOCK_W, w, "", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "is 3 x 4, expected 3 x 5"), "%s",
-	      e.text);
+	CHECK(params_load(&b.p, BLOCK_W, w, "", &e) == -1 && e.status == STATUS_BAD &&
+		      strstr(e.text, "is 3 x 4, expected 3 x 5"),
+	      "%s", e.text);
 	e = (struct error){0};
-	CHECK(params_load(&a.p, BLOCK_W, w, "train.w.", &e) == -1 && strstr(e.text, "has no tensor train.w.blocks.0.weight"), "%s", e.text);
+	CHECK(params_load(&a.p, BLOCK_W, w, "train.w.", &e) == -1 &&
+		      strstr(e.text, "has no tensor train.w.blocks.0.weight"),
+	      "%s", e.text);
 	weights_close(w);
 	toy_free(&a);
 	toy_free(&b);
@@ -408,8 +417,8 @@ static void check_init(void)
 		sum += a.weight->w[i], squares += (double)a.weight->w[i] * a.weight->w[i];
 	double n = (double)a.weight->n, deviation = sqrt(squares / n);
 	/* Five standard errors of 30000 draws. */
-	CHECK(fabs(sum / n) < 5 * 0.02 / sqrt(n) && fabs(deviation - 0.02) < 5 * 0.02 / sqrt(2 * n), "mean %g, deviation %g", sum / n,
-	      deviation);
+	CHECK(fabs(sum / n) < 5 * 0.02 / sqrt(n) && fabs(deviation - 0.02) < 5 * 0.02 / sqrt(2 * n),
+	      "mean %g, deviation %g", sum / n, deviation);
 	CHECK(!params_find_nonfinite(&a.p, false), "all finite");
 	a.bias->w[1] = NAN;
 	const char *name = params_find_nonfinite(&a.p, false);

@@ -87,8 +87,8 @@ static inline void damage(const char *path)
 	close(fd);
 }
 
-static inline int toy_step(void *model_, const struct train_step *s, const struct record *const *batch, int n, struct metrics *out,
-                    struct error *e)
+static inline int toy_step(void *model_, const struct train_step *s, const struct record *const *batch, int n,
+			   struct metrics *out, struct error *e)
 {
 	struct toy *m = model_;
 	double loss = toy_forward(m, batch, n) / n;

@@ -93,13 +93,11 @@ static int run(int argc, char **argv, int first, struct error *e)
 {
 	struct bpe *b = bpe_open(model, e);
 	struct reader *in = b ? reader_open(argv + first, argc - first, e) : NULL;
-	struct outfile out;
-	if (in && check_header(reader_header(in), b, reader_name(in), e) == 0 && outfile_open(&out, output, e) == 0) {
-		if (decode_all(b, in, &out, e))
-			outfile_abort(&out);
-		else
-			outfile_commit(&out, e);
-	}
+	struct outfile out = {0};
+	if (in && check_header(reader_header(in), b, reader_name(in), e) == 0 && outfile_open(&out, output, e) == 0 &&
+	    decode_all(b, in, &out, e) == 0)
+		outfile_commit(&out, e);
+	outfile_abort(&out);
 	reader_close(in);
 	bpe_close(b);
 	return e->status;

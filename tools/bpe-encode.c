@@ -70,7 +70,8 @@ static int line_record(struct job *j, struct lines *l, const uint8_t *p, size_t 
 	record_clear(r);
 	if (lines_caption(l, tab, p, n, &line, e) || (tab ? list_key(&j->key, &line, e) : buf_printf(&r->key, e, "%llu", number)))
 		return -1;
-	int key = tab ? text_repair(j->key.p, j->key.n, &r->key, e) : 0, caption = text_repair(line.caption, line.caption_n, &r->caption, e);
+	int key = tab ? text_repair(j->key.p, j->key.n, &r->key, e) : 0,
+	    caption = text_repair(line.caption, line.caption_n, &r->caption, e);
 	if (key < 0 || caption < 0)
 		return -1;
 	j->mended += key || caption;

@@ -85,15 +85,7 @@ static struct bpe *train(const struct bpe_counts *c, struct error *e)
 static int write_vocabulary(const struct bpe *b, struct error *e)
 {
 	struct buf text = {0};
-	struct outfile out;
-	int r = bpe_format(b, &text, e);
-	if (r == 0 && (r = outfile_open(&out, output, e)) == 0) {
-		r = write_full(out.fd, text.p, text.n, out.path, e);
-		if (r == 0)
-			r = outfile_commit(&out, e);
-		else
-			outfile_abort(&out);
-	}
+	int r = bpe_format(b, &text, e) || write_file(output, text.p, text.n, false, e) ? -1 : 0;
 	buf_free(&text);
 	return r;
 }

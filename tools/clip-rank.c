@@ -104,6 +104,7 @@ static int score_batch(struct embedder *x, struct record *r, int n, const char *
 struct group {
 	struct record *at; /* copies, reused */
 	size_t n, cap;
+	uint64_t caption;  /* see embedder_caption */
 };
 
 /* Best first; equal scores keep the order of the samples. */
@@ -172,27 +173,12 @@ static int group_flush(struct group *g, struct filter *f, struct error *e)
 	return 0;
 }
 
-static int group_add(struct group *g, struct filter *f, const struct record *r, struct error *e)
+static int group_add(struct group *g, struct filter *f, const struct record *r, uint64_t caption, struct error *e)
 {
-	if (g->n && !same_caption(&g->at[0], r) && group_flush(g, f, e))
+	if ((g->n && caption != g->caption && group_flush(g, f, e)) || records_room(&g->at, g->n + 1, &g->cap, e))
 		return -1;
-	if (g->n == g->cap) {
-		size_t cap = g->cap ? 2 * g->cap : 64;
-		struct record *at = mem_grow(g->at, cap, sizeof *at, e);
-		if (!at)
-			return -1;
-		memset(at + g->cap, 0, (cap - g->cap) * sizeof *at);
-		g->at = at;
-		g->cap = cap;
-	}
+	g->caption = caption;
 	return record_copy(&g->at[g->n++], r, e);
-}
-
-static void group_free(struct group *g)
-{
-	for (size_t i = 0; i < g->cap; i++)
-		record_free(&g->at[i]);
-	free(g->at);
 }
 
 static int rank(struct embedder *x, struct filter *f, struct error *e)
@@ -203,14 +189,14 @@ static int rank(struct embedder *x, struct filter *f, struct error *e)
 		r = score_batch(x, f->batch, n, reader_name(f->in), e);
 		for (int i = 0; !r && i < n; i++) {
 			if (!no_sort)
-				r = group_add(&g, f, &f->batch[i], e);
+				r = group_add(&g, f, &f->batch[i], embedder_caption(x, &f->batch[i]), e);
 			else
 				r = put_unless_below(f, &f->batch[i], e);
 		}
 	}
 	if (!r && !e->status)
 		r = group_flush(&g, f, e);
-	group_free(&g);
+	records_free(g.at, g.cap);
 	if (below)
 		note(0, "left out %llu records with scores below %g", (unsigned long long)below, min_score);
 	return e->status ? -1 : r;
@@ -227,19 +213,10 @@ struct gallery { /* vectors of many records */
 static int gallery_add(struct gallery *g, const struct embedder *x, const struct record *r, int n, struct error *e)
 {
 	size_t E = (size_t)x->model.config.embed;
-	if (g->n + (size_t)n > g->cap) {
-		size_t cap = g->cap ? 2 * g->cap : 1024;
-		cap = cap > g->n + (size_t)n ? cap : g->n + (size_t)n;
-		float *image = mem_grow(g->image, cap * E, sizeof(float), e);
-		g->image = image ? image : g->image;
-		float *text = mem_grow(g->text, cap * E, sizeof(float), e);
-		g->text = text ? text : g->text;
-		uint64_t *key = mem_grow(g->key, cap, sizeof *key, e);
-		g->key = key ? key : g->key;
-		if (!image || !text || !key)
-			return -1;
-		g->cap = cap;
-	}
+	size_t need = g->n + (size_t)n, images = g->cap, texts = g->cap;
+	if (array_room(&g->image, need, &images, E * sizeof(float), e) ||
+	    array_room(&g->text, need, &texts, E * sizeof(float), e) || ARRAY_ROOM(g->key, need, &g->cap, e))
+		return -1;
 	memcpy(g->image + g->n * E, x->image, (size_t)n * E * sizeof(float));
 	memcpy(g->text + g->n * E, x->text, (size_t)n * E * sizeof(float));
 	for (int i = 0; i < n; i++)

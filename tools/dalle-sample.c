@@ -1,7 +1,6 @@
 /* dalle-sample - records with text tokens -> several records each with drawn image tokens (recipe G1-G4). */
 #include "../libcommon/ahead.h"
-#include "../libcommon/device.h"
-#include "../libcommon/filter.h"
+#include "../libcommon/model-main.h"
 #include "../libcommon/sample.h"
 
 #include <string.h>
@@ -31,7 +30,7 @@ static const struct tool tool = {"dalle-sample", "-m MODEL [OPTION]... [FILE]...
 struct work {
 	struct dalle d;
 	struct sampler *sampler;
-	struct filter f;
+	struct filter *f;
 	struct ahead *in;     /* f's reader */
 	struct record record; /* just read */
 	bool ended;           /* the input */
@@ -77,7 +76,7 @@ static int put_sample(struct work *w, const struct sample *x, struct error *e)
 	struct record out = *x->record;
 	out.sample = x->number;
 	out.image = (struct tokens){.v = (uint32_t *)(uintptr_t)x->tokens, .n = n, .cap = n, .present = true};
-	return writer_put(w->f.out, &out, e);
+	return writer_put(w->f->out, &out, e);
 }
 
 /* What the last step completed; who reads a pipe gets it at once. */
@@ -94,9 +93,9 @@ static int put_samples(struct work *w, struct error *e)
 		w->drawn += whole;
 		any = true;
 	}
-	w->f.progress.total = w->ended ? w->read * (uint64_t)samples : 0;
-	progress_update(&w->f.progress, w->drawn, NULL);
-	return any && !writer_kept(w->f.out) ? writer_flush(w->f.out, e) : 0;
+	w->f->progress.total = w->ended ? w->read * (uint64_t)samples : 0;
+	progress_update(&w->f->progress, w->drawn, NULL);
+	return any && !writer_kept(w->f->out) ? writer_flush(w->f->out, e) : 0;
 }
 
 static int draw_all(struct work *w, struct error *e)
@@ -124,43 +123,37 @@ static void set_header(struct header *h, const struct dalle *d)
 static int start(struct work *w, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
 {
 	struct sample_options o = {temperature, (int)top_k, top_p, guidance, (int)prefix_rows, (uint64_t)seed};
-	if (dalle_open(&w->d, model, ops, dev, e) || filter_open(&w->f, argc, argv, first, e) ||
-	    need_text(&w->f.header, reader_name(w->f.in), e) ||
-	    dalle_check_stream(&w->d, model, &w->f.header, reader_name(w->f.in), prefix_rows > 0, e))
+	if (dalle_open(&w->d, model, ops, dev, e) || filter_open(w->f, argc, argv, first, e) ||
+	    need_text(&w->f->header, reader_name(w->f->in), e) ||
+	    dalle_check_stream(&w->d, model, &w->f->header, reader_name(w->f->in), prefix_rows > 0, e))
 		return -1;
 	/* Of so many captions are the samples of a batch. */
 	int64_t captions = (run.batch + samples - 2) / samples + 1;
 	w->sampler = sampler_new(&w->d, (int)run.batch, (int)captions, &o, e);
 	if (!w->sampler)
 		return -1;
-	set_header(&w->f.header, &w->d);
-	if (filter_start(&w->f, output, STREAM_LEVEL, e))
+	set_header(&w->f->header, &w->d);
+	if (filter_start(w->f, output, STREAM_LEVEL, e))
 		return -1;
-	w->in = ahead_start(w->f.in, e);
-	w->f.in = NULL;
+	w->in = ahead_start(w->f->in, e);
+	w->f->in = NULL;
 	return w->in ? 0 : -1;
 }
 
-int main(int argc, char **argv)
+static int work(struct filter *f, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
 {
-	struct error e = {0};
-	struct work w = {0};
-	const struct ops *ops = NULL;
-	struct dev *dev = NULL;
-	int first, status = opt_parse(&tool, argc, argv, &first);
-	if (status >= 0)
-		return finish(status);
-	if (!model)
-		return finish(opt_misuse("-m MODEL is needed"));
-	if (device_open(&run, &ops, &dev, &e) == 0 && start(&w, ops, dev, argc, argv, first, &e) == 0)
-		draw_all(&w, &e);
+	struct work w = {.f = f};
+	int r = start(&w, ops, dev, argc, argv, first, e) || draw_all(&w, e) ? -1 : 0;
 	if (w.cut)
 		note(0, "%llu captions were longer than %d tokens and were cut", (unsigned long long)w.cut, w.d.c.text_length - 1);
-	status = filter_close(&w.f, &e);
 	ahead_close(w.in);
 	record_free(&w.record);
 	sampler_free(w.sampler);
 	dalle_free(&w.d);
-	device_close(ops, dev);
-	return finish(status);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	return model_main(&tool, &model, &run, argc, argv, work);
 }

@@ -1,7 +1,6 @@
 /* dalle-score - what a transformer makes of given pairs: nats per text token and per image token. */
 #include "../libcommon/dalle.h"
-#include "../libcommon/device.h"
-#include "../libcommon/filter.h"
+#include "../libcommon/model-main.h"
 
 #include <stdlib.h>
 
@@ -22,7 +21,7 @@ static const struct tool tool = {"dalle-score", "-m MODEL [OPTION]... [FILE]..."
 
 struct work {
 	struct dalle d;
-	struct filter f;
+	struct filter *f;
 	struct dalle_item *items;   /* (batch) */
 	struct record **records;    /* (batch) what the items are of */
 	int n;
@@ -47,7 +46,7 @@ static int flush(struct work *w, struct error *e)
 		r->nll_text = l.text_n[i] ? (float)(l.text_of[i] / l.text_n[i]) : 0;
 		r->nll_image = (float)(l.image_of[i] / dalle_image_length(&w->d.c));
 		r->has |= HAS_NLL_TEXT | HAS_NLL_IMAGE;
-		if (writer_put(w->f.out, r, e))
+		if (writer_put(w->f->out, r, e))
 			return -1;
 	}
 	w->n = 0;
@@ -63,7 +62,7 @@ static void add(struct work *w, struct record *r, const struct record *caption)
 /* Record i of the batch is scored once the caption after it is known: the batch's last one is carried over. */
 static int score_rotated(struct work *w, int n, struct error *e)
 {
-	struct record *b = w->f.batch;
+	struct record *b = w->f->batch;
 	if (w->carried)
 		add(w, &w->carry, &b[0]);
 	else if (record_copy(&w->first, &b[0], e))
@@ -82,12 +81,12 @@ static int score_rotated(struct work *w, int n, struct error *e)
 static int score(struct work *w, int n, struct error *e)
 {
 	for (int i = 0; i < n; i++)
-		if (dalle_check_record(&w->d, &w->f.batch[i], reader_name(w->f.in), true, e))
+		if (dalle_check_record(&w->d, &w->f->batch[i], reader_name(w->f->in), true, e))
 			return -1;
 	if (rotate)
 		return score_rotated(w, n, e);
 	for (int i = 0; i < n; i++)
-		add(w, &w->f.batch[i], &w->f.batch[i]);
+		add(w, &w->f->batch[i], &w->f->batch[i]);
 	return flush(w, e);
 }
 
@@ -105,64 +104,51 @@ static int end(struct work *w, struct error *e)
 
 static int put_summary(const struct work *w, struct error *e)
 {
-	struct outfile f;
 	struct buf line = {0};
-	if (outfile_open(&f, output, e))
-		return -1;
 	int r = buf_printf(&line, e, "{\"records\": %llu, \"text_tokens\": %lld, \"image_tokens\": %lld, \"nll_text\": %.6f, "
-	                   "\"nll_image\": %.6f, \"captions\": \"%s\"}\n", (unsigned long long)w->f.records,
+	                   "\"nll_image\": %.6f, \"captions\": \"%s\"}\n", (unsigned long long)w->f->records,
 	                   (long long)w->text_count, (long long)w->image_count,
 	                   w->text_count ? w->text / (double)w->text_count : 0,
 	                   w->image_count ? w->image / (double)w->image_count : 0, rotate ? "rotated" : "own");
 	if (r == 0)
-		r = write_full(f.fd, line.p, line.n, f.path, e);
+		r = write_file(output, line.p, line.n, false, e);
 	buf_free(&line);
-	if (r)
-		outfile_abort(&f);
-	else
-		r = outfile_commit(&f, e);
 	return r;
 }
 
 static int start(struct work *w, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
 {
-	if (dalle_open(&w->d, model, ops, dev, e) || filter_open(&w->f, argc, argv, first, e) ||
-	    need_text(&w->f.header, reader_name(w->f.in), e) || need_image(&w->f.header, reader_name(w->f.in), e) ||
-	    dalle_check_stream(&w->d, model, &w->f.header, reader_name(w->f.in), true, e) ||
+	if (dalle_open(&w->d, model, ops, dev, e) || filter_open(w->f, argc, argv, first, e) ||
+	    need_text(&w->f->header, reader_name(w->f->in), e) || need_image(&w->f->header, reader_name(w->f->in), e) ||
+	    dalle_check_stream(&w->d, model, &w->f->header, reader_name(w->f->in), true, e) ||
 	    dalle_plan(&w->d, (int)run.batch, false, e))
 		return -1;
 	w->items = mem_alloc((size_t)run.batch, sizeof *w->items, e);
 	w->records = mem_alloc((size_t)run.batch, sizeof *w->records, e);
 	if (!w->items || !w->records)
 		return -1;
-	return summary ? 0 : filter_start(&w->f, output, STREAM_LEVEL, e);
+	return summary ? 0 : filter_start(w->f, output, STREAM_LEVEL, e);
+}
+
+static int work(struct filter *f, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
+{
+	struct work w = {.f = f};
+	int n = start(&w, ops, dev, argc, argv, first, e);
+	while (n >= 0 && (n = filter_batch(f, (int)run.batch, e)) > 0)
+		n = score(&w, n, e) ? -1 : n;
+	if (n == 0)
+		n = end(&w, e);
+	if (n == 0 && summary)
+		n = put_summary(&w, e);
+	record_free(&w.carry);
+	record_free(&w.first);
+	dalle_free(&w.d);
+	free(w.items);
+	free(w.records);
+	return n;
 }
 
 int main(int argc, char **argv)
 {
-	struct error e = {0};
-	struct work w = {0};
-	const struct ops *ops = NULL;
-	struct dev *dev = NULL;
-	int first, n = -1, status = opt_parse(&tool, argc, argv, &first);
-	if (status >= 0)
-		return finish(status);
-	if (!model)
-		return finish(opt_misuse("-m MODEL is needed"));
-	if (device_open(&run, &ops, &dev, &e) == 0)
-		n = start(&w, ops, dev, argc, argv, first, &e);
-	while (n >= 0 && (n = filter_batch(&w.f, (int)run.batch, &e)) > 0)
-		n = score(&w, n, &e) ? -1 : n;
-	if (n == 0)
-		n = end(&w, &e);
-	if (n == 0 && summary)
-		put_summary(&w, &e);
-	status = filter_close(&w.f, &e);
-	record_free(&w.carry);
-	record_free(&w.first);
-	dalle_free(&w.d);
-	device_close(ops, dev);
-	free(w.items);
-	free(w.records);
-	return finish(status);
+	return model_main(&tool, &model, &run, argc, argv, work);
 }

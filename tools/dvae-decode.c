@@ -1,7 +1,6 @@
 /* dvae-decode - image tokens -> pixels: the dVAE decoder's mean picture (recipe B13). */
-#include "../libcommon/device.h"
 #include "../libcommon/dvae.h"
-#include "../libcommon/filter.h"
+#include "../libcommon/model-main.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -95,34 +94,21 @@ static int decode_batch(struct decoder *c, struct record *r, int n, const char *
 	return 0;
 }
 
-static int run_filter(struct filter *f, struct decoder *c, struct error *e)
+static int work(struct filter *f, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
 {
-	int n = 0;
-	if (edit_header(&f->header, c, reader_name(f->in), e) || filter_start(f, output, STREAM_LEVEL, e))
-		return -1;
-	while ((n = filter_batch(f, (int)run.batch, e)) > 0)
-		if (decode_batch(c, f->batch, n, reader_name(f->in), e) || filter_put_batch(f, n, e))
-			return -1;
+	struct decoder c = {0};
+	int n = -1;
+	if (filter_open(f, argc, argv, first, e) == 0 && decoder_open(&c, ops, dev, e) == 0 &&
+	    edit_header(&f->header, &c, reader_name(f->in), e) == 0)
+		n = filter_start(f, output, STREAM_LEVEL, e);
+	while (n >= 0 && (n = filter_batch(f, (int)run.batch, e)) > 0)
+		if (decode_batch(&c, f->batch, n, reader_name(f->in), e) || filter_put_batch(f, n, e))
+			n = -1;
+	decoder_close(&c);
 	return n;
 }
 
 int main(int argc, char **argv)
 {
-	struct error e = {0};
-	struct filter f = {0};
-	struct decoder decoder = {0};
-	const struct ops *ops = NULL;
-	struct dev *dev = NULL;
-	int first, status = opt_parse(&tool, argc, argv, &first);
-	if (status >= 0)
-		return finish(status);
-	if (!model_path)
-		return finish(opt_misuse("-m MODEL is needed"));
-	if (filter_open(&f, argc, argv, first, &e) == 0 && device_open(&run, &ops, &dev, &e) == 0 &&
-	    decoder_open(&decoder, ops, dev, &e) == 0)
-		run_filter(&f, &decoder, &e);
-	status = filter_close(&f, &e);
-	decoder_close(&decoder);
-	device_close(ops, dev);
-	return finish(status);
+	return model_main(&tool, &model_path, &run, argc, argv, work);
 }

@@ -1,7 +1,6 @@
 /* dvae-encode - pixels -> image tokens: the argmax of the dVAE encoder's logits (paper 2.2; recipe A7). */
-#include "../libcommon/device.h"
 #include "../libcommon/dvae.h"
-#include "../libcommon/filter.h"
+#include "../libcommon/model-main.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -87,34 +86,21 @@ static int encode_batch(struct encoder *c, struct record *r, int n, const char *
 	return 0;
 }
 
-static int run_filter(struct filter *f, struct encoder *c, struct error *e)
+static int work(struct filter *f, const struct ops *ops, struct dev *dev, int argc, char **argv, int first, struct error *e)
 {
-	int n = 0;
-	if (edit_header(&f->header, c, reader_name(f->in), e) || filter_start(f, output, STREAM_LEVEL, e))
-		return -1;
-	while ((n = filter_batch(f, (int)run.batch, e)) > 0)
-		if (encode_batch(c, f->batch, n, reader_name(f->in), e) || filter_put_batch(f, n, e))
-			return -1;
+	struct encoder c = {0};
+	int n = -1;
+	if (filter_open(f, argc, argv, first, e) == 0 && encoder_open(&c, ops, dev, e) == 0 &&
+	    edit_header(&f->header, &c, reader_name(f->in), e) == 0)
+		n = filter_start(f, output, STREAM_LEVEL, e);
+	while (n >= 0 && (n = filter_batch(f, (int)run.batch, e)) > 0)
+		if (encode_batch(&c, f->batch, n, reader_name(f->in), e) || filter_put_batch(f, n, e))
+			n = -1;
+	encoder_close(&c);
 	return n;
 }
 
 int main(int argc, char **argv)
 {
-	struct error e = {0};
-	struct filter f = {0};
-	struct encoder encoder = {0};
-	const struct ops *ops = NULL;
-	struct dev *dev = NULL;
-	int first, status = opt_parse(&tool, argc, argv, &first);
-	if (status >= 0)
-		return finish(status);
-	if (!model_path)
-		return finish(opt_misuse("-m MODEL is needed"));
-	if (filter_open(&f, argc, argv, first, &e) == 0 && device_open(&run, &ops, &dev, &e) == 0 &&
-	    encoder_open(&encoder, ops, dev, &e) == 0)
-		run_filter(&f, &encoder, &e);
-	status = filter_close(&f, &e);
-	encoder_close(&encoder);
-	device_close(ops, dev);
-	return finish(status);
+	return model_main(&tool, &model_path, &run, argc, argv, work);
 }

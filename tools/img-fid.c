@@ -41,6 +41,7 @@ struct work {
 	double radius[MAX_BLURS];
 	int radii;
 	struct record *records;         /* (batch) */
+	size_t records_cap;
 	struct pixels *blurred;         /* (batch) */
 	const struct pixels **pictures; /* (batch) */
 	struct side side[2];
@@ -82,14 +83,11 @@ static int blur_batch(struct work *w, int n, double radius, struct error *e)
 static int side_reserve(struct work *w, struct side *s, size_t n, struct error *e)
 {
 	size_t E = (size_t)w->x.model.config.embed;
-	if (!neighbours || s->n + n <= s->cap)
-		return 0;
-	size_t cap = 2 * s->cap > s->n + n ? 2 * s->cap : s->n + n;
-	for (int i = 0; i < w->radii; i++) {
-		float *grown = mem_grow(s->features[i], cap, E * sizeof *grown, e);
-		if (!grown)
+	size_t cap = s->cap;
+	for (int i = 0; neighbours && i < w->radii; i++) {
+		cap = s->cap; /* of all */
+		if (array_room(&s->features[i], s->n + n, &cap, E * sizeof(float), e))
 			return -1;
-		s->features[i] = grown;
 	}
 	s->cap = cap;
 	return 0;
@@ -175,6 +173,8 @@ static int print_row(const struct work *w, int i, struct error *e)
 		return -1;
 	if (as_json)
 		return print_json(w, i, distance, precision, recall, e);
+	if (i == 0)
+		printf("blur\trecords\tagainst\tCLIP Frechet distance%s\n", neighbours ? "\tprecision\trecall" : "");
 	printf("%g\t%zu\t%zu\t%.6g", w->radius[i], a->n, b->n, distance);
 	if (neighbours)
 		printf("\t%.4f\t%.4f", precision, recall);
@@ -186,11 +186,9 @@ static int measure(struct work *w, struct error *e)
 {
 	w->pictures = mem_alloc((size_t)run.batch, sizeof *w->pictures, e);
 	w->blurred = mem_zero((size_t)run.batch, sizeof *w->blurred, e);
-	w->records = mem_zero((size_t)run.batch, sizeof *w->records, e);
-	if (!w->pictures || !w->blurred || !w->records || side_read(w, 0, e) || side_read(w, 1, e))
+	if (!w->pictures || !w->blurred || records_room(&w->records, (size_t)run.batch, &w->records_cap, e) ||
+	    side_read(w, 0, e) || side_read(w, 1, e))
 		return -1;
-	if (!as_json)
-		printf("blur\trecords\tagainst\tCLIP Frechet distance%s\n", neighbours ? "\tprecision\trecall" : "");
 	for (int i = 0; i < w->radii; i++)
 		if (print_row(w, i, e))
 			return -1;
@@ -207,9 +205,7 @@ static void work_free(struct work *w)
 	}
 	for (int64_t i = 0; w->blurred && i < run.batch; i++)
 		image_free(&w->blurred[i]);
-	for (int64_t i = 0; w->records && i < run.batch; i++)
-		record_free(&w->records[i]);
-	free(w->records);
+	records_free(w->records, w->records_cap);
 	free(w->blurred);
 	free(w->pictures);
 	embedder_close(&w->x);

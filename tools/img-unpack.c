@@ -123,14 +123,9 @@ static int encode_batch(struct unpack *u, int n, struct error *e)
 static int put_file(struct unpack *u, const struct buf *png, struct error *e)
 {
 	struct buf path = {0};
-	struct outfile out;
 	int status = buf_printf(&path, e, "%s/%s.png", folder, u->name.p);
-	if (status == 0 && (status = outfile_open(&out, (const char *)path.p, e)) == 0) {
-		out.relaxed = true;
-		status = write_full(out.fd, png->p, png->n, out.path, e) || outfile_commit(&out, e) ? -1 : 0;
-		if (status)
-			outfile_abort(&out);
-	}
+	if (status == 0)
+		status = write_file((const char *)path.p, png->p, png->n, true, e);
 	buf_free(&path);
 	return status;
 }

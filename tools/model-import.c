@@ -134,7 +134,7 @@ static json_t *own_metadata(int argc, char **argv, struct error *e)
 
 /* What a single file says about itself is kept.  No dalle.kind is made up: what the tensors are is for the program that
  * loads them to see. */
-static int write_file(struct import *m, int argc, char **argv, struct error *e)
+static int write_model(struct import *m, int argc, char **argv, struct error *e)
 {
 	json_t *meta = own_metadata(argc, argv, e);
 	if (!meta)
@@ -174,7 +174,7 @@ int main(int argc, char **argv)
 		if (list)
 			print_list(&m);
 		else
-			write_file(&m, argc, argv, &e);
+			write_model(&m, argc, argv, &e);
 	}
 	import_free(&m);
 	return finish(e.status ? report(&e) : STATUS_OK);

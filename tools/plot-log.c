@@ -193,10 +193,8 @@ static int write_chart(const struct chart *c, struct error *e)
 {
 	struct pixels picture = {0};
 	struct buf png = {0};
-	struct outfile out;
-	int r = chart_draw(&picture, c, e) || image_write_png(&png, &picture, NULL, 0, e) || outfile_open(&out, output, e) ? -1 : 0;
-	if (r == 0 && (r = write_full(out.fd, png.p, png.n, out.path, e) || outfile_commit(&out, e) ? -1 : 0) != 0)
-		outfile_abort(&out);
+	int r = chart_draw(&picture, c, e) || image_write_png(&png, &picture, NULL, 0, e) ||
+	        write_file(output, png.p, png.n, false, e) ? -1 : 0;
 	image_free(&picture);
 	buf_free(&png);
 	return r;

@@ -1,22 +1,6 @@
 # bpe.sh - bpe-train, bpe-encode and bpe-decode in pipelines, and what they refuse.
 set -u
-failed=0
-bad() {
-	echo "bpe.sh: $*"
-	failed=1
-}
-# refuse STATUS PATTERN COMMAND...: that status, one line on stderr that matches, no output file.
-refuse() {
-	want=$1 pattern=$2
-	shift 2
-	rm -f out
-	"$@" >stdout 2>err </dev/null
-	got=$?
-	[ $got = "$want" ] || bad "$*: status $got, expected $want ($(cat err))"
-	[ "$(wc -l <err)" = 1 ] && grep -q -- "$pattern" err || bad "$*: message '$(cat err)', expected $pattern"
-	[ ! -e out ] || bad "$*: left an output file"
-	[ ! -s stdout ] || bad "$*: wrote to stdout"
-}
+. "$SRC/tests/helpers.sh"
 
 cat >captions <<'END'
 Grinning Face
@@ -95,14 +79,14 @@ bpe-encode -m words.bpe long 2>err | bpe-decode -m words.bpe >cut
 grep -q '1 of 1 captions were cut to 256' err || bad "no word about the cut: $(cat err)"
 bpe-encode -q -m words.bpe -l 10 long 2>err | bpe-decode -m words.bpe | grep -qx '0 1 2 3 4 ' || bad "-l 10"
 [ -s err ] && bad "-q is not quiet: $(cat err)"
-refuse 3 'caption 1 has 800 tokens, expected at most 256' bpe-encode --strict -m words.bpe -o out long
+refused 3 'caption 1 has 800 tokens, expected at most 256' bpe-encode --strict -m words.bpe -o unwritten long
 printf 'a\377b\303\n' >latin
 bpe-encode -m words.bpe latin 2>err | bpe-decode -m words.bpe >mended || bad "bytes that are not UTF-8"
 printf 'a\357\277\275b\357\277\275\n' | cmp - mended || bad "U+FFFD for bad bytes"
 grep -q '1 of 1 captions were not UTF-8' err || bad "no word about bad UTF-8: $(cat err)"
-refuse 3 'line 1 is not UTF-8' bpe-encode --strict -m words.bpe -o out latin
+refused 3 'line 1 is not UTF-8' bpe-encode --strict -m words.bpe -o unwritten latin
 head -c 1100000 /dev/zero | tr '\0' a >huge
-refuse 4 'line 1 is longer' bpe-encode -m words.bpe -o out huge
+refused 4 'line 1 is longer' bpe-encode -m words.bpe -o unwritten huge
 head -c 1000000 huge | bpe-encode -q -m words.bpe -l 1000000 | bpe-decode -m words.bpe | wc -c | grep -q '^ *1000001$' ||
 	bad "a word of a million letters"
 
@@ -111,43 +95,43 @@ clip=$SRC/tests/golden/clip-bpe
 echo 'Grinning  FACE!' | bpe-encode -m "$clip" | bpe-decode -m "$clip" | grep -qx 'grinning face !' || bad "CLIP vocabulary"
 echo 'Grinning  FACE!' | bpe-encode -q -l 2 -m "$clip" | bpe-decode -m "$clip" | grep -qx '' || bad "CLIP, cut to both ends"
 mkdir broken && cp "$clip/merges.txt" broken
-refuse 1 'broken/vocab.json' bpe-encode -m broken -o out captions
+refused 1 'broken/vocab.json' bpe-encode -m broken -o unwritten captions
 echo '{"a": 0, "b": 0}' >broken/vocab.json
-refuse 3 'vocab.json: the id' bpe-encode -m broken -o out captions
+refused 3 'vocab.json: the id' bpe-encode -m broken -o unwritten captions
 echo '[[[' >broken/vocab.json
-refuse 3 'vocab.json: line' bpe-encode -m broken -o out captions
+refused 3 'vocab.json: line' bpe-encode -m broken -o unwritten captions
 cp "$clip/vocab.json" broken && echo 'a zzz' >>broken/merges.txt
-refuse 3 'merges.txt: line' bpe-encode -m broken -o out captions
+refused 3 'merges.txt: line' bpe-encode -m broken -o unwritten captions
 
 # Refusals.
-refuse 3 'tokens of vocabulary [0-9a-f]\{32\}, but small.bpe is [0-9a-f]\{32\}' bpe-decode -m small.bpe -o out a.tok
-refuse 3 'holds no text tokens' bpe-decode -m words.bpe -o out unknown.bare
-refuse 3 'not a BPE vocabulary' bpe-encode -m captions -o out captions
-refuse 3 'not a BPE vocabulary' bpe-decode -m a.tok -o out a.tok
+refused 3 'tokens of vocabulary [0-9a-f]\{32\}, but small.bpe is [0-9a-f]\{32\}' bpe-decode -m small.bpe -o unwritten a.tok
+refused 3 'holds no text tokens' bpe-decode -m words.bpe -o unwritten unknown.bare
+refused 3 'not a BPE vocabulary' bpe-encode -m captions -o unwritten captions
+refused 3 'not a BPE vocabulary' bpe-decode -m a.tok -o unwritten a.tok
 head -c 400 words.bpe >torn.bpe
-refuse 3 'truncated' bpe-encode -m torn.bpe -o out captions
-refuse 1 'missing.bpe' bpe-encode -m missing.bpe -o out captions
-refuse 1 'missing' bpe-encode -m words.bpe -o out captions missing
-refuse 3 'is a token stream' bpe-encode -m words.bpe -o out captions a.tok
-refuse 3 'line 1: no tab' bpe-encode -t -m words.bpe -o out captions
-refuse 3 'no captions' bpe-train -o out /dev/null
+refused 3 'truncated' bpe-encode -m torn.bpe -o unwritten captions
+refused 1 'missing.bpe' bpe-encode -m missing.bpe -o unwritten captions
+refused 1 'missing' bpe-encode -m words.bpe -o unwritten captions missing
+refused 3 'is a token stream' bpe-encode -m words.bpe -o unwritten captions a.tok
+refused 3 'line 1: no tab' bpe-encode -t -m words.bpe -o unwritten captions
+refused 3 'no captions' bpe-train -o unwritten /dev/null
 # no text: a picture, a model; a list whose keys would become captions
 printf '\211PNG\r\n\032\n\0\0\0\rIHDR' >picture
 printf '\100\0\0\0\0\0\0\0{"__metadata__":{}}' >model
 for f in picture model; do
-	refuse 3 'is not text' bpe-encode -m words.bpe -o out $f
-	refuse 3 'is not text' bpe-train -o out $f
+	refused 3 'is not text' bpe-encode -m words.bpe -o unwritten $f
+	refused 3 'is not text' bpe-train -o unwritten $f
 done
-refuse 3 'is not text' bpe-encode -0 -m words.bpe -o out picture
+refused 3 'is not text' bpe-encode -0 -m words.bpe -o unwritten picture
 printf 'one.png\ta cat\n' >list.tsv
-refuse 2 'line 1 holds a tab: give -t' bpe-encode -m words.bpe -o out list.tsv
-refuse 2 'line 1 holds a tab: give -t' bpe-train -o out list.tsv
-refuse 3 'captions' bpe-decode -m words.bpe -o out captions
+refused 2 'line 1 holds a tab: give -t' bpe-encode -m words.bpe -o unwritten list.tsv
+refused 2 'line 1 holds a tab: give -t' bpe-train -o unwritten list.tsv
+refused 3 'captions' bpe-decode -m words.bpe -o unwritten captions
 head -c 100 a.tok >torn.tok
-refuse 3 'torn.tok' bpe-encode -m words.bpe -o out torn.tok
-refuse 2 '-m VOCAB' bpe-encode captions
-refuse 2 'dropout' bpe-encode -m words.bpe --dropout 1.5 captions
-refuse 2 '-t and -0' bpe-encode -m words.bpe -t -o out a.tok
+refused 3 'torn.tok' bpe-encode -m words.bpe -o unwritten torn.tok
+refused 2 '-m VOCAB' bpe-encode captions
+refused 2 'dropout' bpe-encode -m words.bpe --dropout 1.5 captions
+refused 2 '-t and -0' bpe-encode -m words.bpe -t -o unwritten a.tok
 bpe-encode -m words.bpe captions >/dev/full 2>err
 [ $? = 4 ] || bad "a full device: expected status 4 ($(cat err))"
 bpe-train many >/dev/full 2>/dev/null

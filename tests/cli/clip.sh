@@ -1,8 +1,7 @@
 #!/bin/sh
 # clip.sh - clip-train and clip-rank: learns eight coloured squares, ranks them, and refuses what does not fit.
 set -u
-failed=0
-bad() { echo "clip.sh: $*"; failed=1; }
+. "$SRC/tests/helpers.sh"
 
 # square FILE R G B (octal): a 16x16 picture of one colour
 square() {
@@ -115,38 +114,27 @@ clip-train -q -b 4 -n 2 --augment crop --init wide.safetensors -o sizes.safetens
 clip-train -q -b 8 -n 2 --init closed.safetensors -o sizes.safetensors --restart closed.pix && model-info -s sizes.safetensors | grep -q '^config *closed = true' ||
 	bad "--init brings no --closed"
 
-# refused STATUS TEXT COMMAND...: one line with TEXT, that status, no output file
-refused() {
-	want=$1 text=$2
-	shift 2
-	"$@" -o refused.out > out 2> err
-	status=$?
-	[ $status -eq "$want" ] || bad "$* gave $status, expected $want: $(cat err)"
-	[ "$(wc -l < err)" -eq 1 ] || bad "$*: message is not one line: $(cat err)"
-	grep -q -- "$text" err || bad "$*: '$(cat err)' does not say '$text'"
-	[ ! -e refused.out ] || bad "$* left an output"
-}
 printf 'zebra zebra\n' | bpe-train -k 260 -q -o other.bpe
 img-pack -s 16 pairs.tsv | bpe-encode -m other.bpe > other.pix
 img-pack -s 24 pairs.tsv | bpe-encode -m words.bpe > large.pix
 img-pack -s 16 pairs.tsv > untold.pix
 cut -f2 pairs.tsv | bpe-encode -m words.bpe > blind.tok
 head -c 300 all.pix > cut.pix
-refused 3 'vocabulary' clip-rank -m clip.safetensors other.pix
-refused 3 '24x24' clip-rank -m clip.safetensors large.pix
-refused 3 'text' clip-rank -m clip.safetensors untold.pix
-refused 3 'pictures' clip-rank -m clip.safetensors blind.tok
-refused 3 'nll' clip-rank -w nll=1 all.pix
-refused 3 '' clip-rank -m clip.safetensors cut.pix
-refused 3 '' clip-rank -m words.bpe all.pix
-refused 3 'text' clip-train -x tiny -n 1 untold.pix
-refused 3 'squares' clip-train -x tiny -n 1 blind.tok
-refused 3 '24x24, expected 16x16' clip-train -q -x tiny -n 1 --size 16 large.pix
-refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix
-refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix
-refused 3 'text_width is 32, here 64' clip-train -q -n 1 --text-width 64 --init clip.safetensors all.pix
-refused 3 '24x24, expected 16x16' clip-train -q -n 1 --init clip.safetensors large.pix
-refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix
-refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix
-refused 2 'preset' clip-train -x nonsense -n 1 all.pix
+refused 3 'vocabulary' clip-rank -m clip.safetensors other.pix -o unwritten
+refused 3 '24x24' clip-rank -m clip.safetensors large.pix -o unwritten
+refused 3 'text' clip-rank -m clip.safetensors untold.pix -o unwritten
+refused 3 'pictures' clip-rank -m clip.safetensors blind.tok -o unwritten
+refused 3 'nll' clip-rank -w nll=1 all.pix -o unwritten
+refused 3 '' clip-rank -m clip.safetensors cut.pix -o unwritten
+refused 3 '' clip-rank -m words.bpe all.pix -o unwritten
+refused 3 'text' clip-train -x tiny -n 1 untold.pix -o unwritten
+refused 3 'squares' clip-train -x tiny -n 1 blind.tok -o unwritten
+refused 3 '24x24, expected 16x16' clip-train -q -x tiny -n 1 --size 16 large.pix -o unwritten
+refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix -o unwritten
+refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix -o unwritten
+refused 3 'text_width is 32, here 64' clip-train -q -n 1 --text-width 64 --init clip.safetensors all.pix -o unwritten
+refused 3 '24x24, expected 16x16' clip-train -q -n 1 --init clip.safetensors large.pix -o unwritten
+refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix -o unwritten
+refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix -o unwritten
+refused 2 'preset' clip-train -x nonsense -n 1 all.pix -o unwritten
 exit $failed

@@ -1,11 +1,7 @@
 # dvae.sh - dvae-train, dvae-encode and dvae-decode: the pipe from pictures to a model and through it, exact resume,
 # cuts in the pipe, partial grids, and everything that must be refused.
 set -u
-failed=0
-bad() {
-	echo "dvae.sh: $*"
-	failed=1
-}
+. "$SRC/tests/helpers.sh"
 # picture SEED SIZE: a PPM of two colours with a border that depends on the seed
 picture() {
 	awk -v s="$1" -v n="$2" 'BEGIN { srand(s); for (i = 0; i < 6; i++) c[i] = 1 + int(rand() * 120)
@@ -41,6 +37,11 @@ img-pack -s 16 --caption picture all.ppm | $train -n 30 -o pipe.st --log log.jso
 	bad "a complete run is no error"
 [ "$before" = "$(cksum <pipe.st)" ] || bad "a complete model was rewritten"
 $train --dry-run all.pix | grep -q 'total on device' || bad "no memory plan"
+# The start from data takes memory for each of 2^18 tokens: 64 channels of 4 bytes and 12 more; and a fourth of that many
+# pictures of 768 bytes.
+$train --dry-run --groups 3 --hidden 16 all.pix | grep '^start on host' > plan
+grep -q ' 115 MiB' plan || bad "memory of the start: $(cat plan)"
+$train --dry-run --calibrate 0 all.pix | grep 'start on host' && bad "memory of a start that is not from data"
 
 # Stopped and continued = uninterrupted, in every byte of tokens and pictures and in the model's identity.
 $train -n 120 --save-every 20 -o cut.st all.pix &
@@ -80,29 +81,19 @@ img-unpack --ppm all.tok >/dev/null 2>&1 && bad "pixels were not dropped"
 dvae-encode -m whole.st -p f32 --keep-pixels all.pix | img-unpack --ppm | cmp - all.ppm || bad "--keep-pixels"
 
 # Refused, with status 3, one line that names both sides, and no output file.
-refused() {
-	what=$1 expected=$2
-	shift 2
-	"$@" -o out.none 2>err
-	status=$?
-	[ $status = 3 ] || bad "$what: expected status 3, got $status"
-	[ "$(wc -l <err)" = 1 ] && grep -q -- "$expected" err || bad "$what: message: $(cat err)"
-	[ ! -e out.none ] || bad "$what: left an output file"
-	rm -f out.none
-}
 id=$(dvae-encode -m pipe.st -p f32 all.pix | { dvae-decode -m whole.st 2>&1 >/dev/null || :; } | sed -n 's/.*of dVAE \([0-9a-f]*\), expected \([0-9a-f]*\).*/\1/p')
 [ ${#id} = 32 ] || bad "the other dVAE is not named: '$id'"
-refused "tokens of another dVAE" 'expected [0-9a-f]\{32\}' dvae-decode -m pipe.st all.tok
-refused "pixels of another size" '12x12 pixels, expected 16x16' dvae-encode -m whole.st other.pix
-refused "training on another size" '12x12 pixels' dvae-train -q -x tiny --size 16 -n 5 other.pix
-refused "no pixels" 'img-pack' dvae-encode -m whole.st all.tok
-refused "no tokens" 'image tokens' dvae-decode -m whole.st all.pix
-refused "no stream" 'whole.st' dvae-decode -m whole.st whole.st
-refused "no model" 'all.pix' dvae-encode -m all.pix all.pix
+refused 3 'expected [0-9a-f]\{32\}' dvae-decode -m pipe.st all.tok -o unwritten
+refused 3 '12x12 pixels, expected 16x16' dvae-encode -m whole.st other.pix -o unwritten
+refused 3 '12x12 pixels' dvae-train -q -x tiny --size 16 -n 5 other.pix -o unwritten
+refused 3 'img-pack' dvae-encode -m whole.st all.tok -o unwritten
+refused 3 'image tokens' dvae-decode -m whole.st all.pix -o unwritten
+refused 3 'whole.st' dvae-decode -m whole.st whole.st -o unwritten
+refused 3 'all.pix' dvae-encode -m all.pix all.pix -o unwritten
 head -c 200 whole.st >cut.model
-refused "a cut model" 'cut.model' dvae-encode -m cut.model all.pix
+refused 3 'cut.model' dvae-encode -m cut.model all.pix -o unwritten
 head -c 300 all.tok >cut.tok
-refused "a cut stream" 'cut.tok' dvae-decode -m whole.st cut.tok
+refused 3 'cut.tok' dvae-decode -m whole.st cut.tok -o unwritten
 for t in dvae-encode dvae-decode; do
 	$t all.pix >/dev/null 2>err && bad "$t without a model"
 	[ $? = 2 ] && grep -q -- '-m MODEL is needed' err || bad "$t without a model: $(cat err)"

@@ -1,8 +1,7 @@
 #!/bin/sh
 # img-fid.sh - img-fid: equal streams, blurred ones, order of records and batches, both kinds of model, refusals.
 set -u
-failed=0
-bad() { echo "img-fid.sh: $*"; failed=1; }
+. "$SRC/tests/helpers.sh"
 golden=$SRC/tests/golden
 
 # 60 pictures of 16 x 16: noise of random strength on a random colour; 60 others; 60 of one half of the colours.
@@ -48,21 +47,14 @@ tok-dump --pixels one.pix | head -n 5 | tok-load -o five.pix
 img-fid -m clip five.pix one.pix >table 2>err && grep -q '^img-fid: five.pix: 5 records are few for 12 features' err || bad "few records: $(cat err)"
 
 # refused STATUS TEXT ARGUMENTS
-refused() {
-	want=$1 text=$2
-	shift 2
-	img-fid "$@" >out 2>err
-	status=$?
-	[ $status = "$want" ] && [ "$(wc -l <err)" = 1 ] && grep -q -- "$text" err || bad "img-fid $*: status $status, '$(cat err)', expected $want and '$text'"
-}
 tok-dump --pixels one.pix | head -n 1 | tok-load -o single.pix
 tok-dump one.pix | tok-load -o blind.pix
 img-pack -s 0 --caption x "$golden/pillow.ppm" -o odd.pix
-refused 3 'holds 1 records, expected two' -m clip one.pix single.pix
-refused 3 'neighbours of 5 and 60' -m clip -q -k 5 five.pix one.pix
-refused 3 'no pictures' -m clip one.pix blind.pix
-refused 3 'a picture is 16x10, expected 16x16' -m own.safetensors one.pix odd.pix
-refused 2 'blur' -m clip --blur 1,,2 one.pix two.pix
-refused 2 'blur' -m clip --blur 1,x one.pix two.pix
-refused 2 'two streams' -m clip one.pix two.pix one.pix
+refused 3 'holds 1 records, expected two' img-fid -m clip one.pix single.pix
+refused 3 'neighbours of 5 and 60' img-fid -m clip -q -k 5 five.pix one.pix
+refused 3 'no pictures' img-fid -m clip one.pix blind.pix
+refused 3 'a picture is 16x10, expected 16x16' img-fid -m own.safetensors one.pix odd.pix
+refused 2 'blur' img-fid -m clip --blur 1,,2 one.pix two.pix
+refused 2 'blur' img-fid -m clip --blur 1,x one.pix two.pix
+refused 2 'two streams' img-fid -m clip one.pix two.pix one.pix
 exit $failed
