@@ -104,7 +104,7 @@ static int score_batch(struct embedder *x, struct record *r, int n, const char *
 struct group {
 	struct record *at; /* copies, reused */
 	size_t n, cap;
-	uint64_t caption;  /* see embedder_caption */
+	uint64_t caption;  /* caption_hash of the text: captions that a model reads alike stay apart */
 };
 
 /* Best first; equal scores keep the order of the samples. */
@@ -189,7 +189,7 @@ static int rank(struct embedder *x, struct filter *f, struct error *e)
 		r = score_batch(x, f->batch, n, reader_name(f->in), e);
 		for (int i = 0; !r && i < n; i++) {
 			if (!no_sort)
-				r = group_add(&g, f, &f->batch[i], embedder_caption(x, &f->batch[i]), e);
+				r = group_add(&g, f, &f->batch[i], caption_hash(&f->batch[i], true), e);
 			else
 				r = put_unless_below(f, &f->batch[i], e);
 		}

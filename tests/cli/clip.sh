@@ -37,6 +37,10 @@ clip-rank -m clip.safetensors asked.pix > ranked.pix || bad "ranking"
 [ "$(tok-dump --fields key ranked.pix | head -n 1)" = '{"key":"blue"}' ] || bad "first is $(tok-dump --fields key ranked.pix | head -n 1)"
 tok-dump --fields score ranked.pix | tr -dc '0-9.\n-' | sort -rnc || bad "not best first"
 [ "$(clip-rank -m clip.safetensors -k 3 asked.pix | tok-dump | wc -l)" -eq 3 ] || bad "-k 3"
+# Captions that differ are two, even where the vocabulary makes them the same tokens.
+tok-dump --pixels asked.pix | head -n 2 | sed '1s/"caption":"[^"]*"/"caption":"Red"/; 2s/"caption":"[^"]*"/"caption":"red"/; s/"text":\[[^]]*\]/"text":[7]/' |
+	tok-load --like asked.pix > twins.pix
+[ "$(clip-rank -m clip.safetensors -k 1 twins.pix | tok-dump | wc -l)" -eq 2 ] || bad "captions of equal tokens"
 [ "$(clip-rank -m clip.safetensors --no-sort asked.pix | tok-dump --fields key)" = "$(tok-dump --fields key asked.pix)" ] || bad "--no-sort changed the order"
 [ "$(clip-rank -m clip.safetensors --min-score 1 asked.pix 2>left | tok-dump | wc -l)" -eq 0 ] || bad "--min-score"
 grep -q "left out $(tok-dump --fields key asked.pix | wc -l) records" left || bad "--min-score says: $(cat left)"
