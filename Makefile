@@ -99,7 +99,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
 # ---- the plugin for ranks ----
 $(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcommon/util.h kernels/convert.h kernels/ops.h $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(MPICC) -std=gnu11 $(OPT) $(CFLAGS) $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE $(CPPFLAGS) -fPIC -fvisibility=hidden -shared $< -o $@
+	$(MPICC) -std=gnu11 $(OMP) $(OPT) $(CFLAGS) $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE $(CPPFLAGS) -fPIC -fvisibility=hidden -shared $< -o $@
 
 # ---- the CUDA plugin: each source once per element type; no program links to it ----
 CU_TYPED := elem norm loss gemm matmul conv attn

@@ -23,6 +23,7 @@ enum rng_purpose {
 	RNG_ROUND = 7,    /* stochastic rounding of weights */
 	RNG_CAPTION = 8,  /* caption dropout */
 	RNG_DROPOUT = 9,  /* image tokens hidden while training */
+	RNG_POWERSGD = 10, /* the fixed Q of each matrix */
 };
 
 /* One of the ten rounds, and the step of the key after it. */

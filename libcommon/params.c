@@ -298,8 +298,7 @@ void params_zero_grad(struct params *p)
 
 /* ---- gradients and updates ---- */
 
-/* What the gradient of a row comes multiplied by. */
-static float scale_of(const struct params *p, const struct param *r)
+float params_gradient_scale(const struct params *p, const struct param *r)
 {
 	bool norm = r->kind == PARAM_GAIN || r->kind == PARAM_SHIFT;
 	return p->scales.kind == GRAD_SCALE_GLOBAL ? grad_scale_loss(&p->scales) :
@@ -328,7 +327,7 @@ int params_grad_norm(struct params *p, double *norm, struct error *e)
 	sum_squares(p, BLOCK_G);
 	for (int i = 0; i < p->count; i++) {
 		const struct param *r = &p->rows[i];
-		double k = scale_of(p, r);
+		double k = params_gradient_scale(p, r);
 		int unit = grad_scale_unit(s, r->unit);
 		squares += p->host_sum[i] / (k * k);
 		/* The sum is in double: squares of finite floats cannot overflow it. */
@@ -354,7 +353,7 @@ void params_update(struct params *p, const struct adamw *a)
 		struct adamw how = *a;
 		if (!decays(r))
 			how.decay = 0;
-		how.g_scale /= scale_of(p, r);
+		how.g_scale /= params_gradient_scale(p, r);
 		how.first = r->at;
 		p->ops->adamw(p->dev, &x, r->n, &how);
 	}

@@ -120,6 +120,8 @@ int params_get(struct params *p, const struct param *r, enum params_block b, flo
 /* Flag for the linear_bwd that adds to r->g: OP_DW_T or 0. */
 int params_dw(const struct params *p, const struct param *r);
 void params_zero_grad(struct params *p);
+/* What the gradient of row r comes multiplied by. */
+float params_gradient_scale(const struct params *p, const struct param *r);
 /* Global gradient norm (sqrt of the sum of squares of all g), without the gradient scales; waits.  NaN or Inf when any
  * is; then scales.finite and scales.outside say where. */
 int params_grad_norm(struct params *p, double *norm, struct error *e);

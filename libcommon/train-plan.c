@@ -65,7 +65,7 @@ void metrics_add(struct metrics *sum, const struct metrics *m, double weight)
 
 struct memory_plan {
 	struct block_use use[BLOCKS];
-	uint64_t activations, total, host;
+	uint64_t activations, total, best, powersgd; /* the last two on the host */
 };
 
 static void choose_storage(const struct trainee *t, const struct train_options *o)
@@ -78,14 +78,15 @@ static void choose_storage(const struct trainee *t, const struct train_options *
 	};
 }
 
-static void make_plan(struct memory_plan *m, const struct trainee *t, enum dtype type, bool keeps_best)
+static void make_plan(struct memory_plan *m, const struct trainee *t, const struct train_options *o, enum dtype type)
 {
 	*m = (struct memory_plan){.activations = t->activation_bytes, .total = t->activation_bytes};
 	for (enum params_block b = 0; b < BLOCKS; b++) {
 		m->use[b] = params_block_use(t->params, b, type, true);
 		m->total += m->use[b].matrices + m->use[b].others;
 	}
-	m->host = keeps_best ? (uint64_t)t->params->total * sizeof(float) : 0;
+	m->best = o->patience > 0 ? (uint64_t)t->params->total * sizeof(float) : 0;
+	m->powersgd = o->powersgd.rank ? powersgd_bytes(t->params, &o->powersgd) : 0;
 }
 
 static void plan_line(const char *what, uint64_t bytes, const char *about)
@@ -136,8 +137,10 @@ static void print_plan(const struct memory_plan *m, const struct trainee *t, con
 	plan_line("free on device", ops->memory(dev), about);
 	if (t->init_bytes)
 		plan_line("start on host", t->init_bytes, "for a time, at most");
-	if (m->host)
-		plan_line("best weights on host", m->host, "for --patience");
+	if (m->best)
+		plan_line("best weights on host", m->best, "for --patience");
+	if (m->powersgd)
+		plan_line("PowerSGD on host", m->powersgd, "error buffers and factors");
 	if (o->ranks && o->ranks->c.size > 1)
 		plan_line("messages on host", ranks_message(t->params) * sizeof(float), "of each rank");
 }
@@ -180,7 +183,7 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 	if (check_options(t, o, ops->type(dev), e))
 		return -1;
 	choose_storage(t, o);
-	make_plan(&m, t, ops->type(dev), o->patience > 0);
+	make_plan(&m, t, o, ops->type(dev));
 	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
 		print_plan(&m, t, o, ops, dev);
 	uint64_t room = ops->memory(dev);

@@ -1,6 +1,6 @@
 /* train-run.h - one training run in progress, shared by the files of the loop: train.c (updates), train-state.c
  * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules), train-plateau.c
- * (halvings), train-init.c (weights of another model), train-ranks.c (several processes). */
+ * (halvings), train-init.c (weights of another model), train-ranks.c (several processes), train-powersgd.c. */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
 
@@ -72,6 +72,7 @@ struct train_run {
 	struct train_log log;
 	struct ranks *ranks;
 	float *host;           /* (the largest message) gradients on their way to and from other ranks; NULL: there are none */
+	struct powersgd powersgd; /* zero without --powersgd */
 	json_t *identity;      /* what decides the result: "dalle.run" */
 	json_t *commands, *lineage; /* arrays of command lines: of this model, of its data */
 	char *lock_path;
@@ -125,6 +126,16 @@ static inline bool ranks_first(const struct train_run *r) /* who writes */
 {
 	return r->ranks->c.rank == 0;
 }
+
+/* train-powersgd.c.  Without --powersgd these do nothing. */
+int train_powersgd_start(struct train_run *r, struct error *e); /* memory; error buffers are 0 */
+json_t *train_powersgd_json(const struct train_run *r); /* for the run's identity */
+/* This rank's gradients become those of all ranks; metrics get what is to be told of it. */
+int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e);
+/* Around the writing of a checkpoint, on all ranks: the sum of the error buffers, then each rank's share of it. */
+int train_powersgd_gather(struct train_run *r, struct error *e);
+void train_powersgd_spread(struct train_run *r);
+int train_powersgd_load(struct train_run *r, const struct weights *w, struct error *e);
 
 /* train-log.c */
 int train_log_open(struct train_run *r, struct error *e);

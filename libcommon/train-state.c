@@ -157,7 +157,8 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 	bool failed = (s->moments_16 && json_object_set_new(r->identity, "moments", json_string("16"))) ||
 	              (s->no_master && json_object_set_new(r->identity, "no_master", json_true())) ||
 	              (r->t->plateau.most && json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r))) ||
-	              (r->init.file && json_object_set_new(r->identity, "init", json_string(r->init.id)));
+	              (r->init.file && json_object_set_new(r->identity, "init", json_string(r->init.id))) ||
+	              (r->o->powersgd.rank && json_object_set_new(r->identity, "powersgd", train_powersgd_json(r)));
 	r->lineage = lineage_json(loader_header(r->data));
 	r->commands = json_is_array(r->init.commands) ? json_copy(r->init.commands) : json_array();
 	json_t *command = command_json(argc, argv, e);
@@ -236,27 +237,33 @@ static int save(const struct train_run *r, json_t *meta, const struct weights_pa
 static int save_state(struct train_run *r, bool complete, struct error *e)
 {
 	struct params *p = r->p;
-	struct weights_part parts[] = {
-		{p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL},
-		{p, BLOCK_W, "train.w.", NULL},
-		{p, BLOCK_M, "train.m.", NULL},
-		{p, BLOCK_V, "train.v.", NULL},
-		{p, BLOCK_AVG, "train.best.", r->best.host},
+	struct weights_part parts[6] = {
+		{.p = p, .which = train_averages(r->t) ? BLOCK_AVG : BLOCK_W, .prefix = ""},
+		{.p = p, .which = BLOCK_W, .prefix = "train.w."},
+		{.p = p, .which = BLOCK_M, .prefix = "train.m."},
+		{.p = p, .which = BLOCK_V, .prefix = "train.v."},
 	};
+	size_t n = 4;
+	if (r->best.known)
+		parts[n++] = (struct weights_part){.p = p, .prefix = "train.best.", .host = r->best.host};
+	if (r->o->powersgd.rank)
+		parts[n++] = (struct weights_part){.p = p, .prefix = "train.e.", .kept = &r->powersgd.errors};
 	json_t *meta = metadata(r, r->step), *state = state_json(r, complete);
 	if (meta && set_json(meta, "dalle.state", state)) {
 		json_decref(meta);
 		meta = NULL;
 	}
 	json_decref(state);
-	return save(r, meta, parts, ARRAY_LEN(parts) - !r->best.known, e);
+	return save(r, meta, parts, n, e);
 }
 
 int train_checkpoint(struct train_run *r, struct error *e)
 {
 	double began = seconds_now();
-	if (ranks_same(r, e) || ranks_agree(r->ranks, ranks_first(r) ? save_state(r, false, e) : 0, NULL, e))
+	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	    ranks_agree(r->ranks, ranks_first(r) ? save_state(r, false, e) : 0, NULL, e))
 		return -1;
+	train_powersgd_spread(r);
 	r->saved_step = r->step;
 	r->log.aside += seconds_now() - began;
 	note(2, "%s: saved step %lld in %.1f s", r->o->output, (long long)r->step, seconds_now() - began);
@@ -265,7 +272,7 @@ int train_checkpoint(struct train_run *r, struct error *e)
 
 int train_finish(struct train_run *r, int64_t step, struct error *e)
 {
-	struct weights_part part = {r->p, train_averages(r->t) ? BLOCK_AVG : BLOCK_W, "", NULL};
+	struct weights_part part = {.p = r->p, .which = train_averages(r->t) ? BLOCK_AVG : BLOCK_W, .prefix = ""};
 	if (r->o->keep_state)
 		return save_state(r, true, e);
 	return save(r, metadata(r, step), &part, 1, e);
@@ -390,7 +397,7 @@ static int load_blocks(struct train_run *r, const struct weights *w, struct erro
 	if ((train_averages(r->t) && params_load(r->p, BLOCK_AVG, w, "", e)) || params_load(r->p, BLOCK_W, w, "train.w.", e) ||
 	    params_load(r->p, BLOCK_M, w, "train.m.", e) || params_load(r->p, BLOCK_V, w, "train.v.", e))
 		return -1;
-	if (r->best.known && params_load_host(r->best.host, r->p, w, "train.best.", e))
+	if ((r->best.known && params_load_host(r->best.host, r->p, w, "train.best.", e)) || train_powersgd_load(r, w, e))
 		return -1;
 	params_refresh(r->p);
 	return device_check(r->p->ops, r->p->dev, e);

@@ -49,11 +49,16 @@ static int accumulate(struct train_run *r, struct train_step *s, struct metrics 
 	return 0;
 }
 
+static int sum_gradients(struct train_run *r, struct metrics *m, struct error *e)
+{
+	return r->o->powersgd.rank ? train_powersgd_sum(r, m, e) : ranks_sum_gradients(r, e);
+}
+
 /* Gradients, metrics and the gradient's norm of the whole update, on all ranks the same. */
 static int compute(struct train_run *r, struct train_step *s, struct metrics *m, double *norm, struct error *e)
 {
 	struct comm *c = &r->ranks->c;
-	if (ranks_agree(r->ranks, accumulate(r, s, m, e), m, e) || ranks_sum_gradients(r, e) || params_grad_norm(r->p, norm, e))
+	if (ranks_agree(r->ranks, accumulate(r, s, m, e), m, e) || sum_gradients(r, m, e) || params_grad_norm(r->p, norm, e))
 		return -1;
 	return comm_broadcast(c, norm, sizeof *norm, e); /* its last bits depend on the number of threads */
 }
@@ -243,7 +248,8 @@ static int finish_run(struct train_run *r, struct error *e)
 		if (shown || device_check(p->ops, p->dev, e))
 			return -1;
 	}
-	if (ranks_same(r, e) || ranks_agree(r->ranks, ranks_first(r) ? train_finish(r, step, e) : 0, NULL, e))
+	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	    ranks_agree(r->ranks, ranks_first(r) ? train_finish(r, step, e) : 0, NULL, e))
 		return -1;
 	if (r->best.known && r->step < r->steps)
 		note(0, "%s: stopped early at step %lld of %lld: held-out loss is best at step %lld (%.6g)", r->o->output,
@@ -319,7 +325,7 @@ static int look(struct train_run *r, int argc, char **argv, struct error *e)
 		return -1;
 	if (r->o->patience && !(r->best.host = mem_zero(r->p->total, sizeof *r->best.host, e)))
 		return -1;
-	int found = start_scales(r, e) || ranks_prepare(r, e) ? -1 : train_resume(r, e);
+	int found = start_scales(r, e) || ranks_prepare(r, e) || train_powersgd_start(r, e) ? -1 : train_resume(r, e);
 	if (found == 0 && ranks_first(r) && draw_weights(r, e))
 		return -1;
 	return found;
@@ -365,6 +371,7 @@ static void release(struct train_run *r)
 	free(r->batch);
 	free(r->best.host);
 	free(r->host);
+	powersgd_free(&r->powersgd);
 }
 
 int train_run(struct trainee *t, const struct train_options *o, struct loader *data, int argc, char **argv, struct error *e)

@@ -36,6 +36,7 @@
 #include "comm.h"
 #include "loader.h"
 #include "opt.h"
+#include "powersgd.h"
 #include "weights.h"
 
 #define METRICS_MAX 16
@@ -75,10 +76,11 @@ struct train_options {
 	bool keep_state;     /* the finished file can be prolonged */
 	int moments;         /* of matrices; 0: f32, 1: 16 bits (D10) */
 	bool no_master;      /* matrices in the 16-bit type alone, rounded at random (D12) */
+	struct powersgd_options powersgd; /* how gradients of ranks are summed; of rank 0: plainly */
 	int comm;            /* enum comm_choice */
 	struct ranks *ranks; /* set by ranks_open; NULL: this process alone */
 };
-#define TRAIN_DEFAULTS {NULL, NULL, NULL, 0, 10, 0, -1, 1000, 0, 0, 1, 1, 10, false, false, NULL, false, false, 0, false, COMM_AUTO, NULL}
+#define TRAIN_DEFAULTS {.epochs = 10, .warmup = -1, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \

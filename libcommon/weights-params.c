@@ -95,6 +95,24 @@ int params_load_host(float *host, const struct params *p, const struct weights *
 	return 0;
 }
 
+int params_load_kept(const struct kept_rows *kept, const struct params *p, const struct weights *w, const char *prefix,
+                     struct error *e)
+{
+	for (int i = 0; i < p->count; i++) {
+		const struct weights_tensor *t = kept->at[i] ? find_row(w, &p->rows[i], prefix, e) : NULL;
+		if (!kept->at[i])
+			continue;
+		if (!t)
+			return -1;
+		if (strcmp(t->type, file_type(kept->type)))
+			return fail(e, STATUS_BAD, "%s: tensor %s is %s, expected %s", weights_path(w), t->name, t->type,
+			            file_type(kept->type));
+		if (weights_read_raw(w, t, kept->at[i], e))
+			return -1;
+	}
+	return 0;
+}
+
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e)
 {
 	for (int i = 0; i < p->count; i++)
@@ -118,6 +136,11 @@ struct save {
 	float *host; /* room for the largest row */
 };
 
+static enum dtype part_type(const struct weights_part *part, const struct param *row)
+{
+	return part->kept ? part->kept->type : part->host ? DT_F32 : params_place(part->p, row, part->which).type;
+}
+
 static int list_entries(struct save *s, const struct weights_part *parts, size_t n, struct error *e)
 {
 	size_t rows = 0, most = 0;
@@ -135,7 +158,9 @@ static int list_entries(struct save *s, const struct weights_part *parts, size_t
 		for (int k = 0; k < parts[i].p->count; k++) {
 			const struct param *row = &parts[i].p->rows[k];
 			struct weights_entry *t = &s->entries[s->count];
-			enum dtype type = parts[i].host ? DT_F32 : params_place(parts[i].p, row, parts[i].which).type;
+			enum dtype type = part_type(&parts[i], row);
+			if (parts[i].kept && !parts[i].kept->at[k])
+				continue;
 			s->origins[s->count] = (struct origin){&parts[i], row};
 			*t = (struct weights_entry){.type = file_type(type), .rank = row->rank, .bytes = row->n * dtype_bytes(type),
 			                            .from = &s->origins[s->count++]};
@@ -151,6 +176,8 @@ static const void *fetch(void *arg, const struct weights_entry *t, struct error 
 	struct save *s = arg;
 	const struct origin *from = t->from;
 	struct params *p = from->part->p;
+	if (from->part->kept)
+		return from->part->kept->at[from->row - p->rows];
 	if (from->part->host)
 		return from->part->host + from->row->at;
 	p->ops->get(p->dev, s->host, params_place(p, from->row, from->part->which).p, t->bytes);

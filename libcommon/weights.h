@@ -80,6 +80,14 @@ int params_load(struct params *p, enum params_block which, const struct weights 
 
 /* The same into a host array: row r begins at element r->at.  total elements. */
 int params_load_host(float *host, const struct params *p, const struct weights *w, const char *prefix, struct error *e);
+/* What is kept of some rows beside the blocks, on the host, in one of their number formats. */
+struct kept_rows {
+	void **at; /* (p->count); NULL: nothing of this row */
+	enum dtype type;
+};
+/* The same into such memory; the tensors must be of its type. */
+int params_load_kept(const struct kept_rows *kept, const struct params *p, const struct weights *w, const char *prefix,
+                     struct error *e);
 /* A block of p as floats in that layout. */
 int params_to_host(float *host, struct params *p, enum params_block which, struct error *e);
 
@@ -110,6 +118,7 @@ struct weights_part {
 	enum params_block which;
 	const char *prefix;
 	const float *host; /* NULL, or take the values from here (params_to_host), as F32, instead of the device */
+	const struct kept_rows *kept; /* NULL, or take them from here */
 };
 /* These rows by weights_write. */
 int weights_save(const char *path, json_t *meta, const struct weights_part *parts, size_t n, char id_out[ID_LENGTH + 1],

@@ -244,7 +244,8 @@ static json_t *toy_meta(const char *kind)
 
 static int toy_save(struct toy *t, const char *kind, char id[ID_LENGTH + 1], struct error *e)
 {
-	struct weights_part parts[] = {{&t->p, BLOCK_W, "", NULL}, {&t->p, BLOCK_M, "train.m.", NULL}};
+	struct weights_part parts[] = {{.p = &t->p, .which = BLOCK_W, .prefix = ""},
+	                               {.p = &t->p, .which = BLOCK_M, .prefix = "train.m."}};
 	json_t *meta = toy_meta(kind);
 	int r = weights_save(path, meta, parts, t->p.training ? 2 : 1, id, e);
 	json_decref(meta);
@@ -283,6 +284,37 @@ static void check_round_trip(void)
 	CHECK(toy_save(&a, "dvae", again, &e) == 0 && strcmp(id, again), "a weight does");
 	toy_free(&a);
 	toy_free(&b);
+}
+
+/* What is kept of one row in 16 bits beside the blocks: there and back, and other types and names refused. */
+static void check_kept(void)
+{
+	struct toy a;
+	struct error e = {0};
+	uint16_t words[12], again[12] = {0};
+	if (!toy_build(&a, DT_F32, 4, false))
+		return;
+	void *at[8] = {0}, *other[8] = {0};
+	long k = a.weight - a.p.rows;
+	for (int i = 0; i < 12; i++)
+		words[i] = (uint16_t)(5000 * i);
+	at[k] = words, other[k] = again;
+	struct kept_rows from = {at, DT_1_6_9}, to = {other, DT_1_6_9}, floats = {other, DT_F32};
+	struct weights_part parts[] = {{.p = &a.p, .which = BLOCK_W, .prefix = ""}, {.p = &a.p, .prefix = "train.e.", .kept = &from}};
+	json_t *meta = toy_meta("dvae");
+	CHECK(weights_save(path, meta, parts, 2, NULL, &e) == 0, "save: %s", e.text);
+	json_decref(meta);
+	struct weights *w = weights_open(path, &e);
+	if (!CHECK(w, "open: %s", e.text))
+		return;
+	CHECK(weights_count(w) == 5 && params_load_kept(&to, &a.p, w, "train.e.", &e) == 0 && memcmp(words, again, sizeof words) == 0,
+	      "kept rows come back: %s", e.text);
+	CHECK(params_load_kept(&floats, &a.p, w, "train.e.", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "is U16, expected F32"),
+	      "%s", e.text);
+	e = (struct error){0};
+	CHECK(params_load_kept(&to, &a.p, w, "train.q.", &e) == -1 && strstr(e.text, "has no tensor train.q.blocks.0.weight"), "%s", e.text);
+	weights_close(w);
+	toy_free(&a);
 }
 
 static void check_wrong_shape(void)
@@ -362,7 +394,7 @@ static void check_save_failure(void)
 	struct error e = {0};
 	if (!toy_build(&a, DT_F32, 4, false))
 		return;
-	struct weights_part part = {&a.p, BLOCK_W, "", NULL};
+	struct weights_part part = {.p = &a.p, .which = BLOCK_W, .prefix = ""};
 	json_t *meta = toy_meta("dvae");
 	CHECK(weights_save("/dev/full", meta, &part, 1, NULL, &e) == -1 && e.status == STATUS_LIMIT, "full device: %s", e.text);
 	e = (struct error){0};
@@ -422,6 +454,7 @@ int main(void)
 	check_table();
 	check_init();
 	check_round_trip();
+	check_kept();
 	check_wrong_shape();
 	check_damage();
 	check_save_failure();

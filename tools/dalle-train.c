@@ -10,11 +10,11 @@ static struct ranks ranks;
 static struct run_options run = RUN_DEFAULTS(1);
 static const char *preset = "small", *vocabulary, *halvings;
 static int64_t layers, width, heads, conv_k, text_length, average_every, memory = 1 << 30;
-static int64_t most_halvings = 5, plateau_window, plateau_patience = 2;
+static int64_t powersgd_rank, most_halvings = 5, plateau_window, plateau_patience = 2;
 static double caption_dropout, token_dropout, plateau_gain = 0.002;
 static struct dalle_preset model;
 static bool recompute, centred, on_plateau, cosine;
-static int grad_scale;
+static int grad_scale, powersgd_format;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: " DALLE_PRESETS "; the options below override it"),
@@ -51,6 +51,11 @@ static const struct opt options[] = {
 	OPT_REAL(0, "init-scale", &model.recipe.init, 0, 10, "X", "scale of the initial weights; the literature has 0.125"),
 	OPT_CHOICE(0, "grad-scale", &grad_scale, "resblock|global",
 	           "with -p f16: a gradient scale for each resblock, or one for the loss"),
+	OPT_INT(0, "powersgd", &powersgd_rank, 0, 1 << 20, "R",
+	        "sum gradients of resblocks' matrices over ranks as products of rank R, with error feedback; 0 plainly"),
+	OPT_CHOICE(0, "powersgd-format", &powersgd_format, "f32|16", "of its error buffers and messages; 16: 1-6-9"),
+	OPT_FLAG(0, "powersgd-keep", &train.powersgd.keep_skipped,
+	         "what an update that is left out has sent stays in the error buffers"),
 	OPT_FLAG(0, "recompute", &recompute, "keep only resblock inputs and compute the rest again: less memory, more time"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
 	OPT_END,
@@ -99,6 +104,9 @@ static void apply_options(void)
 	model.config.text_length = (int)text_length;
 	model.recipe.average_every = (int)average_every;
 	model.recipe.batch = (int)run.batch;
+	train.powersgd.rank = (int)powersgd_rank;
+	train.powersgd.type = powersgd_format ? DT_1_6_9 : DT_F32;
+	train.powersgd.seed = (uint64_t)train.seed;
 	if (train.lr > 0)
 		model.recipe.lr = train.lr;
 	if (train.warmup >= 0)
@@ -116,6 +124,8 @@ static int check_options(void)
 		return opt_misuse("--width %lld is not a multiple of --heads %lld", (long long)width, (long long)heads);
 	if (conv_k % 2 == 0)
 		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
+	if ((powersgd_format || train.powersgd.keep_skipped) && !powersgd_rank)
+		return opt_misuse("--powersgd-format and --powersgd-keep need --powersgd");
 	if (cosine + on_plateau + (halvings != NULL) > 1)
 		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
 	return -1;
@@ -157,6 +167,7 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	f->caption_dropout = caption_dropout;
 	f->token_dropout = token_dropout;
 	f->constant = on_plateau || halvings;
+	train.powersgd.threads = (int)run.threads;
 	f->grad_scale = grad_scale ? GRAD_SCALE_GLOBAL : GRAD_SCALE_RESBLOCK;
 	uint64_t bytes = 0;
 	int r = dalle_parse_halvings(f, halvings, e) || open_vocabulary(f, h, e) ||

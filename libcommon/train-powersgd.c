@@ -1,0 +1,47 @@
+/* train-powersgd.c - --powersgd in the loop: gradients of ranks are summed by products of thin matrices (powersgd.h), and
+ * checkpoints hold the sum of the error buffers as "train.e.".  Without the option these do nothing. */
+#include "train-run.h"
+
+static bool used(const struct train_run *r)
+{
+	return r->o->powersgd.rank > 0;
+}
+
+int train_powersgd_start(struct train_run *r, struct error *e)
+{
+	return used(r) ? powersgd_start(&r->powersgd, r->p, &r->o->powersgd, e) : 0;
+}
+
+json_t *train_powersgd_json(const struct train_run *r)
+{
+	const struct powersgd_options *how = &r->o->powersgd;
+	return json_pack("{s:i,s:s,s:b}", "rank", how->rank, "format", how->type == DT_F32 ? "f32" : "16", "keep_skipped",
+	                 how->keep_skipped);
+}
+
+int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e)
+{
+	int result = powersgd_sum(&r->powersgd, &r->ranks->c, e);
+	if (r->o->powersgd.type != DT_F32)
+		metrics_set(m, "saturated", (double)r->powersgd.saturated);
+	return result;
+}
+
+int train_powersgd_gather(struct train_run *r, struct error *e)
+{
+	return used(r) ? powersgd_gather(&r->powersgd, &r->ranks->c, e) : 0;
+}
+
+void train_powersgd_spread(struct train_run *r)
+{
+	if (used(r))
+		powersgd_spread(&r->powersgd, ranks_size(r));
+}
+
+int train_powersgd_load(struct train_run *r, const struct weights *w, struct error *e)
+{
+	if (used(r) && params_load_kept(&r->powersgd.errors, r->p, w, "train.e.", e))
+		return -1;
+	train_powersgd_spread(r);
+	return 0;
+}
