@@ -1,5 +1,6 @@
 #!/bin/sh
-# run.sh [TARGET]... - run fuzz targets, by default all, each for FUZZ_SECONDS (60) on one core.  Seeds are made here, of the
+# run.sh [TARGET]... - run the targets that `make fuzz` has built (clang with libFuzzer; Debian: clang, libclang-rt-14-dev), by
+# default all, each for FUZZ_SECONDS (60) on one core.  Seeds are made here, of the
 # tests' own files and by the tools.  What is found (crashes, hangs over 5 s, memory over 2 GiB, properties that do not hold)
 # stays in build-fuzz/found/ as TARGET-KIND-HASH; `build-fuzz/fuzz/TARGET FILE` shows it again.  Exit status 1 when there is
 # any.  The corpus in build-fuzz/corpus/ grows from run to run.
