@@ -1,5 +1,5 @@
 #!/bin/sh
-# found.sh - what fuzzing (make fuzz) found, through the tools.
+# found.sh - what fuzzing (make fuzz) and the reading for it found, through the tools.
 . "$SRC/tests/helpers.sh"
 
 # model FILE KIND CONFIG: a file that has this config and no tensors
