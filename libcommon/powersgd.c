@@ -408,14 +408,6 @@ static int sum_rest(struct powersgd *s, struct comm *c, struct error *e)
 	return copy_rest(s, true, e) || comm_sum(c, s->message, n, COMM_F32, e) || copy_rest(s, false, e) ? -1 : 0;
 }
 
-static bool left_out(const struct powersgd *s)
-{
-	for (int i = 0; i < 2 * s->count; i++)
-		if (s->message[s->rest + (size_t)i] > 0)
-			return true;
-	return !all_finite(s, s->message, s->rest);
-}
-
 /* x = D */
 static void multiply(struct powersgd *s, const struct powersgd_matrix *m)
 {
@@ -424,25 +416,32 @@ static void multiply(struct powersgd *s, const struct powersgd_matrix *m)
 	cpu_ops()->linear_bwd(s->dev, s->x, NULL, NULL, s->left, NULL, s->right, m->rows, (int)m->cols, (int)m->rank, 0);
 }
 
-/* E after D = x was sent; when nothing could be, it stays, if it is finite. */
-static void settle_error(struct powersgd *s, struct powersgd_matrix *m, bool sent, int ranks)
+/* E -= D / ranks, D = x */
+static void take_sent(struct powersgd *s, struct powersgd_matrix *m, int ranks)
 {
 	float *error = error_of(s, m);
-	if (sent)
-		cpu_ops()->add(s->dev, error, error, s->x, -1 / (float)ranks, m->row->n);
-	else if (!all_finite(s, error, m->row->n))
-		memset(error, 0, m->row->n * sizeof *error);
+	cpu_ops()->add(s->dev, error, error, s->x, -1 / (float)ranks, m->row->n);
 	keep_error(s, m, error);
 }
 
-/* D in place of G, and E without it. */
-static int settle(struct powersgd *s, struct powersgd_matrix *m, int ranks, bool skipped, struct error *e)
+/* Nothing of this matrix could be sent: E stays, if it is finite. */
+static void clean_error(struct powersgd *s, struct powersgd_matrix *m)
+{
+	float *error = error_of(s, m);
+	if (!all_finite(s, error, m->row->n))
+		memset(m->error, 0, m->row->n * dtype_bytes(s->how.type));
+}
+
+/* D in place of G. */
+static int give(struct powersgd *s, struct powersgd_matrix *m, int ranks, struct error *e)
 {
 	const float *flags = flags_of(s, m);
 	multiply(s, m);
 	bool sent = flags[1] == 0 && all_finite(s, s->x, m->row->n);
-	if (!sent || !skipped || !s->how.keep_skipped)
-		settle_error(s, m, sent, ranks);
+	if (!sent)
+		clean_error(s, m);
+	else if (!s->how.keep_skipped)
+		take_sent(s, m, ranks);
 	if (sent && flags[0] == 0)
 		cpu_ops()->cast(s->dev, s->y, s->x, m->row->n, params_gradient_scale(s->params, m->row), 0);
 	else
@@ -462,11 +461,20 @@ int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e)
 	}
 	if (sum_rest(s, c, e))
 		return -1;
-	bool skipped = left_out(s);
 	for (int i = 0; i < s->count; i++)
-		if (settle(s, &s->m[i], c->size, skipped, e))
+		if (give(s, &s->m[i], c->size, e))
 			return -1;
 	return device_check(cpu_ops(), s->dev, e);
+}
+
+/* D is multiplied again, P and Q being there still: to keep it would take the memory of all gradients, and without the option
+ * E is settled while D is at hand. */
+void powersgd_settle(struct powersgd *s, int ranks, bool left_out)
+{
+	for (int i = 0; i < s->count && s->how.keep_skipped && !left_out; i++) {
+		multiply(s, &s->m[i]);
+		take_sent(s, &s->m[i], ranks);
+	}
 }
 
 /* ---- checkpoints ---- */

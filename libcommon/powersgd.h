@@ -8,7 +8,7 @@
  *	P = sum of E Q         (a, r), orthonormal columns by Householder reflections of P + eps
  *	Q' = sum of E^T P      (b, r)
  *	D = P Q'^T             comes in G's place: about the sum of all E, of rank r
- *	E -= D / ranks
+ *	E -= D / ranks           whether the update is then applied or not (E12), or with keep_skipped only if it is
  *
  * so that the sum of E before is D and the sum of E after (K12): what is not sent now is sent later.  r is the smaller of
  * the rank asked for and G's shorter side; a matrix that is taller than wide is factored transposed, so that what is made
@@ -78,6 +78,9 @@ void powersgd_free(struct powersgd *s); /* back to zero */
 /* The gradients in p, of this rank, become those of all ranks: D, and sums.  Scales of gradients are taken off what E and
  * the factors get and put on D again.  0 or -1. */
 int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e);
+/* To be called after each sum by all ranks alike, once it is known whether the update is left out: the norm, or the loss,
+ * is not finite.  With keep_skipped it is only here that E loses what was sent, and only if the update was applied. */
+void powersgd_settle(struct powersgd *s, int ranks, bool left_out);
 
 /* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_gather, one writes `errors`, then every
  * rank calls powersgd_spread with the number of ranks, as it does after reading them back: each E is then the sum divided

@@ -27,6 +27,12 @@ int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e)
 	return result;
 }
 
+void train_powersgd_settle(struct train_run *r, bool left_out)
+{
+	if (used(r))
+		powersgd_settle(&r->powersgd, ranks_size(r), left_out);
+}
+
 int train_powersgd_gather(struct train_run *r, struct error *e)
 {
 	return used(r) ? powersgd_gather(&r->powersgd, &r->ranks->c, e) : 0;

@@ -132,6 +132,8 @@ int train_powersgd_start(struct train_run *r, struct error *e); /* memory; error
 json_t *train_powersgd_json(const struct train_run *r); /* for the run's identity */
 /* This rank's gradients become those of all ranks; metrics get what is to be told of it. */
 int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e);
+/* After each update, which was applied or left out. */
+void train_powersgd_settle(struct train_run *r, bool left_out);
 /* Around the writing of a checkpoint, on all ranks: the sum of the error buffers, then each rank's share of it. */
 int train_powersgd_gather(struct train_run *r, struct error *e);
 void train_powersgd_spread(struct train_run *r);

@@ -105,10 +105,12 @@ static int update(struct train_run *r, struct error *e)
 	if (compute(r, &s, &m, &norm, e))
 		return -1;
 	double loss = metrics_get(&m, "loss"), lr = t->lr(t->model, &s) * train_plateau_factor(r);
-	if (isfinite(loss) && isfinite(norm))
+	bool applied = isfinite(loss) && isfinite(norm);
+	if (applied)
 		apply(r, lr, norm);
 	else if (leave_out(r, loss, norm, e))
 		return ranks_agree(r->ranks, -1, NULL, e); /* as on all ranks */
+	train_powersgd_settle(r, !applied);
 	average(r);
 	r->step++;
 	r->eval_due = r->evaluates && (r->step == r->steps || (r->eval_every && r->step % r->eval_every == 0));

@@ -29,6 +29,8 @@ static int size;
 static pthread_barrier_t barrier;
 static void *posted[MOST];
 static uint64_t messages[3]; /* by type, of rank 0 */
+static enum dtype gradients = DT_F32;
+static bool loss_lost; /* the update is left out for its loss, as it were */
 
 /* Every rank adds in the order of the ranks: the same bits everywhere. */
 static int thread_sum(struct comm *c, void *x, size_t n, enum comm_type type, struct error *e)
@@ -49,10 +51,13 @@ static int thread_sum(struct comm *c, void *x, size_t n, enum comm_type type, st
 
 static const struct comm_backend threads = {.sum = thread_sum};
 
+/* As a training does. */
 static void *run_sum(void *r_)
 {
 	struct rank *r = r_;
-	r->result = powersgd_sum(&r->s, &r->comm, &r->e);
+	double norm = 0;
+	r->result = powersgd_sum(&r->s, &r->comm, &r->e) || params_grad_norm(&r->p, &norm, &r->e) ? -1 : 0;
+	powersgd_settle(&r->s, size, loss_lost || !isfinite(norm));
 	return NULL;
 }
 
@@ -97,7 +102,8 @@ enum { WIDE = 0, TALL = 1, MATRICES = 6 };
 static void start_rank(struct rank *r, const struct powersgd_options *how)
 {
 	char text[200];
-	struct dev *dev = cpu_ops()->open(0, DT_F32, 1, text, sizeof text);
+	struct dev *dev = cpu_ops()->open(0, gradients, 1, text, sizeof text);
+	r->p.storage.t_gradients = true;
 	for (size_t i = 0; i < ARRAY_LEN(model); i++)
 		if (params_add(&r->p, NULL, model[i].kind, 1, model[i].resblock, model[i].rank, model[i].shape, &r->e, "%s",
 		               model[i].name))
@@ -432,6 +438,51 @@ static void check_contaminated(void)
 	stop();
 }
 
+/* Every element of the matrices' gradients on all ranks, in f16 with a scale of 8192; all others are 0. */
+static void same_gradients(float value)
+{
+	static float x[1800];
+	for (int i = 0; i < 1800; i++)
+		x[i] = value;
+	for (int r = 0; r < size; r++) {
+		params_zero_grad(&ranks[r].p);
+		for (int k = 0; k < MATRICES; k++)
+			if (params_put(&ranks[r].p, ranks[r].s.m[k].row, BLOCK_G, x, &ranks[r].e))
+				abort();
+	}
+}
+
+/* Updates that are left out for what shows only after D: it does not fit f16, or the loss is not finite.  E has lost D, or,
+ * with keep_skipped, has all of it; of an applied update it has lost D. */
+static void check_left_out(enum dtype type, bool keep)
+{
+	static const struct {
+		float gradient; /* 40000 + 40000 is more than 65504 */
+		bool loss, out;
+	} cases[] = {{16384, false, false}, {40000, false, true}, {16384, true, true}};
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		struct powersgd_options how = options(2, type);
+		how.keep_skipped = keep;
+		gradients = DT_F16;
+		start(2, &how);
+		for (int r = 0; r < size; r++)
+			if (grad_scale_start(&ranks[r].p.scales, GRAD_SCALE_RESBLOCK, 2, 1, &ranks[r].e))
+				abort();
+		same_gradients(cases[i].gradient);
+		loss_lost = cases[i].loss;
+		on_all(run_sum);
+		gradients = DT_F32, loss_lost = false;
+		float whole = cases[i].gradient / 8192, want = keep && cases[i].out ? whole : 0;
+		double far = 0;
+		for (int k = 0; k < MATRICES; k++)
+			for (size_t j = 0; j < ranks[1].s.m[k].row->n; j++)
+				far = fmax(far, fabs(error_at(&ranks[1].s, k, j) - want));
+		CHECK(far <= (want != 0 ? 0 : type == DT_F32 ? 1e-5 : 0x1p-6) * whole, "%s, %s, case %zu: E is off %g by %.3g",
+		      dtype_name(type), keep ? "kept" : "lost", i, want, far);
+		stop();
+	}
+}
+
 /* Large gradients saturate in 16 bits: that is counted, and no evidence of anything that is not finite. */
 static void check_saturation(void)
 {
@@ -639,6 +690,8 @@ int main(void)
 	for (int keep = 0; keep < 2; keep++) {
 		check_bad_gradient(DT_F32, keep);
 		check_bad_gradient(DT_1_6_9, keep);
+		check_left_out(DT_F32, keep);
+		check_left_out(DT_1_6_9, keep);
 	}
 	check_contaminated();
 	check_saturation();

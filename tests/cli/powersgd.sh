@@ -26,6 +26,8 @@ near "$full" "$plain" 1e-6; ok $? "full rank: loss $full, summed plainly $plain"
 near "$low" "$plain" 0.1; ok $? "rank 2: loss $low, plainly $plain"
 near "$low" "$plain" 1e-3 && ok 1 "rank 2 changes nothing: loss $low, plainly $plain"
 near "$low16" "$low" 1e-4; ok $? "rank 2 in 16 bits: loss $low16, in f32 $low"
+train keep.st --powersgd 2 --powersgd-keep >keep.loss
+[ "$(tensors keep.st)" = "$(tensors low.st)" ]; ok $? "--powersgd-keep: other weights, though no update was left out"
 train f16.st --powersgd 2 --powersgd-format 16 -p f16 >f16.loss
 near "$(cat f16.loss)" "$low" 1e-3; ok $? "in f16, with gradient scales: loss $(cat f16.loss), in f32 $low"
 
