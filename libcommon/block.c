@@ -44,8 +44,10 @@ static int layer_rows(struct stack_layer *l, struct params *p, const char *prefi
 #define ROW(slot, kind, std, half, rank, name, ...) \
 	params_add(p, &l->slot, kind, std, block + half, rank, (int64_t[]){__VA_ARGS__}, e, "%s%d." name, prefix, i)
 	if (ROW(norm1_w, PARAM_GAIN, 0, 0, 1, "norm1.weight", C) || ROW(norm1_b, PARAM_SHIFT, 0, 0, 1, "norm1.bias", C) ||
-	    ROW(qkv_w, PARAM_MATRIX, c->std_qkv, 0, 2, "attn.qkv.weight", 3 * C, C) ||
-	    ROW(qkv_b, PARAM_BIAS, 0, 0, 1, "attn.qkv.bias", 3 * C) ||
+	    ROW(qkv_w, PARAM_MATRIX, c->std_qkv, 0, 2, "attn.qkv.weight", 3 * C, C))
+		return -1;
+	p->rows[p->count - 1].parts = 3;
+	if (ROW(qkv_b, PARAM_BIAS, 0, 0, 1, "attn.qkv.bias", 3 * C) ||
 	    ROW(out_w, PARAM_MATRIX, c->std_out, 0, 2, "attn.out.weight", C, C) ||
 	    ROW(out_b, PARAM_BIAS, 0, 0, 1, "attn.out.bias", C) || ROW(norm2_w, PARAM_GAIN, 0, 1, 1, "norm2.weight", C) ||
 	    ROW(norm2_b, PARAM_SHIFT, 0, 1, 1, "norm2.bias", C) ||

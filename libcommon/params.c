@@ -73,7 +73,7 @@ static int set_shape(struct param *r, int rank, const int64_t *shape, struct err
 int params_add(struct params *p, struct param **slot, enum param_kind kind, float init, int resblock, int rank,
                const int64_t *shape, struct error *e, const char *name_fmt, ...)
 {
-	struct param row = {.kind = kind, .init = init, .resblock = resblock, .unit = resblock, .at = p->total};
+	struct param row = {.kind = kind, .init = init, .resblock = resblock, .parts = 1, .unit = resblock, .at = p->total};
 	va_list ap;
 	va_start(ap, name_fmt);
 	int n = vsnprintf(row.name, sizeof row.name, name_fmt, ap);

@@ -47,6 +47,7 @@ struct param {
 	enum param_kind kind;
 	float init;   /* standard deviation of the normal draw; 0: zeros; SCALAR: the value */
 	int resblock; /* unit of sharding and recomputation; -1: none */
+	int parts;    /* blocks of rows that are matrices by themselves, of one shape: 3 of queries, keys and values; else 1 */
 	int unit;     /* of gradient scale: the resblock, unless the model sets another after params_build */
 	size_t n;     /* elements */
 	size_t at;    /* where they begin in a host array of `total` floats, and their number for random rounding */

@@ -32,11 +32,11 @@ static size_t most(size_t a, size_t b)
 	return a > b ? a : b;
 }
 
-static struct powersgd_matrix describe(struct param *r, int rank)
+static struct powersgd_matrix describe(struct param *r, int part, int rank)
 {
-	size_t rows = (size_t)r->shape[0], cols = r->n / rows;
+	size_t rows = (size_t)(r->shape[0] / r->parts), n = r->n / (size_t)r->parts, cols = n / rows;
 	return (struct powersgd_matrix){.row = r, .rows = rows, .cols = cols, .rank = least((size_t)rank, least(rows, cols)),
-	                                .tall = rows > cols};
+	                                .n = n, .at = (size_t)part * n, .tall = rows > cols};
 }
 
 static size_t left_size(const struct powersgd_matrix *m)
@@ -59,25 +59,28 @@ static size_t q_size(const struct powersgd_matrix *m)
 	return m->tall ? left_size(m) : right_size(m);
 }
 
-/* Elements: of what is kept of all matrices, and of the scratch for the largest. */
 struct sizes {
-	int count;
-	size_t error, p, q; /* fixed is of q elements too */
-	size_t rest, matrix, left, right, scratch;
+	int count;          /* matrices */
+	size_t error, p, q; /* elements of these of all matrices together; of all fixed as many as q */
+	size_t rest;        /* of rows that are not compressed */
+	size_t row, matrix, left, right, scratch; /* of the largest row, matrix, factors, and most scratch of orthonormal_rows */
 };
 
 static struct sizes measure(const struct params *p, int rank)
 {
 	struct sizes z = {0};
 	for (int i = 0; i < p->count; i++) {
-		struct powersgd_matrix m = describe(&p->rows[i], rank);
-		if (!compressed(m.row)) {
-			z.rest += m.row->n;
+		struct param *r = &p->rows[i];
+		if (!compressed(r)) {
+			z.rest += r->n;
 			continue;
 		}
-		z.count++;
-		z.error += m.row->n, z.p += p_size(&m), z.q += q_size(&m);
-		z.matrix = most(z.matrix, m.row->n);
+		struct powersgd_matrix m = describe(r, 0, rank); /* the others are as large */
+		size_t parts = (size_t)r->parts;
+		z.count += r->parts;
+		z.error += r->n, z.p += parts * p_size(&m), z.q += parts * q_size(&m);
+		z.row = most(z.row, r->n);
+		z.matrix = most(z.matrix, m.n);
 		z.left = most(z.left, left_size(&m));
 		z.right = most(z.right, right_size(&m));
 		z.scratch = most(z.scratch, orthonormal_scratch(m.rank, least(m.rows, m.cols)));
@@ -88,7 +91,7 @@ static struct sizes measure(const struct params *p, int rank)
 uint64_t powersgd_bytes(const struct params *p, const struct powersgd_options *how)
 {
 	struct sizes z = measure(p, how->rank);
-	uint64_t kept = z.error + z.p + 2 * z.q, scratch = 2 * z.matrix + z.left + z.right + z.scratch;
+	uint64_t kept = z.error + z.p + 2 * z.q, scratch = z.row + z.matrix + z.left + z.right + z.scratch;
 	return dtype_bytes(how->type) * kept + sizeof(float) * (z.rest + 2 * (uint64_t)z.count + scratch);
 }
 
@@ -98,13 +101,17 @@ static void cut_block(struct powersgd *s, const struct sizes *z)
 	char *error = s->block;
 	size_t each = dtype_bytes(s->how.type);
 	char *fixed = error + z->error * each, *p = fixed + z->q * each, *q = p + z->p * each;
-	for (int i = 0, k = 0; i < s->params->count; i++) {
-		if (!compressed(&s->params->rows[i]))
+	struct powersgd_matrix *m = s->m;
+	for (int i = 0; i < s->params->count; i++) {
+		struct param *r = &s->params->rows[i];
+		if (!compressed(r))
 			continue;
-		struct powersgd_matrix *m = &s->m[k++];
-		*m = describe(&s->params->rows[i], s->how.rank);
-		m->error = s->errors.at[i] = error, m->fixed = fixed, m->p = p, m->q = q;
-		error += m->row->n * each, fixed += q_size(m) * each, p += p_size(m) * each, q += q_size(m) * each;
+		s->errors.at[i] = error; /* of all parts, as the row's tensor */
+		for (int k = 0; k < r->parts; k++, m++) {
+			*m = describe(r, k, s->how.rank);
+			m->error = error, m->fixed = fixed, m->p = p, m->q = q;
+			error += m->n * each, fixed += q_size(m) * each, p += p_size(m) * each, q += q_size(m) * each;
+		}
 	}
 }
 
@@ -124,7 +131,7 @@ static int take_memory(struct powersgd *s, struct error *e)
 	s->block = device_alloc(cpu_ops(), s->dev, dtype_bytes(s->how.type) * (uint64_t)(z.error + z.p + 2 * z.q + 1),
 	                        "PowerSGD's error buffers", e);
 	s->message = take(s, z.rest + 2 * (size_t)z.count, "PowerSGD's message", e);
-	s->x = take(s, z.matrix, "PowerSGD's gradient", e);
+	s->x = take(s, z.row, "PowerSGD's gradient", e);
 	s->y = take(s, z.matrix, "PowerSGD's matrix", e);
 	s->left = take(s, z.left, "PowerSGD's factors", e);
 	s->right = take(s, z.right, "PowerSGD's factors", e);
@@ -201,14 +208,14 @@ static float *error_of(struct powersgd *s, const struct powersgd_matrix *m)
 {
 	if (!narrow(s))
 		return m->error;
-	decode(s, s->y, m->error, 1, m->row->n);
+	decode(s, s->y, m->error, 1, m->n);
 	return s->y;
 }
 
 static void keep_error(struct powersgd *s, struct powersgd_matrix *m, const float *x)
 {
 	if (x != m->error)
-		encode(s, m->error, x, 1, m->row->n);
+		encode(s, m->error, x, 1, m->n);
 }
 
 /* ---- start ---- */
@@ -218,7 +225,8 @@ static void draw_fixed(struct powersgd *s)
 	for (int i = 0; i < s->count; i++) {
 		struct powersgd_matrix *m = &s->m[i];
 		float *x = m->tall ? s->left : s->right;
-		rng_normal(x, q_size(m), 1, s->how.seed, RNG_POWERSGD, (uint32_t)hash64(m->row->name, strlen(m->row->name)));
+		uint32_t name = (uint32_t)hash64(m->row->name, strlen(m->row->name)), part = (uint32_t)(m->at / m->n);
+		rng_normal(x, q_size(m), 1, s->how.seed, RNG_POWERSGD, name + part);
 		encode(s, m->fixed, x, 1, q_size(m));
 	}
 }
@@ -335,18 +343,18 @@ static float *flags_of(const struct powersgd *s, const struct powersgd_matrix *m
 	return s->message + s->rest + 2 * (m - s->m);
 }
 
-/* E += G where G is finite. */
+/* E += G where G is finite.  The first part takes the row's gradient for all. */
 static int absorb(struct powersgd *s, struct powersgd_matrix *m, struct error *e)
 {
-	float *flags = flags_of(s, m), *error = error_of(s, m);
+	float *flags = flags_of(s, m), *error = error_of(s, m), *g = s->x + m->at;
 	flags[0] = flags[1] = 0;
-	if (params_get(s->params, m->row, BLOCK_G, s->x, e))
+	if (m->at == 0 && params_get(s->params, m->row, BLOCK_G, s->x, e))
 		return -1;
-	if (!all_finite(s, s->x, m->row->n)) {
+	if (!all_finite(s, g, m->n)) {
 		flags[0] = 1;
 		return 0;
 	}
-	cpu_ops()->add(s->dev, error, error, s->x, 1 / params_gradient_scale(s->params, m->row), m->row->n);
+	cpu_ops()->add(s->dev, error, error, g, 1 / params_gradient_scale(s->params, m->row), m->n);
 	keep_error(s, m, error);
 	return 0;
 }
@@ -408,19 +416,19 @@ static int sum_rest(struct powersgd *s, struct comm *c, struct error *e)
 	return copy_rest(s, true, e) || comm_sum(c, s->message, n, COMM_F32, e) || copy_rest(s, false, e) ? -1 : 0;
 }
 
-/* x = D */
+/* Its part of x = D */
 static void multiply(struct powersgd *s, const struct powersgd_matrix *m)
 {
 	decode(s, s->left, m->tall ? m->q : m->p, m->tall ? POWERSGD_Q_SCALE : 1, left_size(m));
 	decode(s, s->right, m->tall ? m->p : m->q, m->tall ? 1 : POWERSGD_Q_SCALE, right_size(m));
-	cpu_ops()->linear_bwd(s->dev, s->x, NULL, NULL, s->left, NULL, s->right, m->rows, (int)m->cols, (int)m->rank, 0);
+	cpu_ops()->linear_bwd(s->dev, s->x + m->at, NULL, NULL, s->left, NULL, s->right, m->rows, (int)m->cols, (int)m->rank, 0);
 }
 
-/* E -= D / ranks, D = x */
+/* E -= D / ranks, D in x */
 static void take_sent(struct powersgd *s, struct powersgd_matrix *m, int ranks)
 {
 	float *error = error_of(s, m);
-	cpu_ops()->add(s->dev, error, error, s->x, -1 / (float)ranks, m->row->n);
+	cpu_ops()->add(s->dev, error, error, s->x + m->at, -1 / (float)ranks, m->n);
 	keep_error(s, m, error);
 }
 
@@ -428,26 +436,24 @@ static void take_sent(struct powersgd *s, struct powersgd_matrix *m, int ranks)
 static void clean_error(struct powersgd *s, struct powersgd_matrix *m)
 {
 	float *error = error_of(s, m);
-	if (!all_finite(s, error, m->row->n))
-		memset(m->error, 0, m->row->n * dtype_bytes(s->how.type));
+	if (!all_finite(s, error, m->n))
+		memset(m->error, 0, m->n * dtype_bytes(s->how.type));
 }
 
-/* D in place of G. */
+/* D in place of G; the last part gives the row's. */
 static int give(struct powersgd *s, struct powersgd_matrix *m, int ranks, struct error *e)
 {
 	const float *flags = flags_of(s, m);
+	float *d = s->x + m->at, scale = params_gradient_scale(s->params, m->row);
 	multiply(s, m);
-	bool sent = flags[1] == 0 && all_finite(s, s->x, m->row->n);
+	bool sent = flags[1] == 0 && all_finite(s, d, m->n);
 	if (!sent)
 		clean_error(s, m);
 	else if (!s->how.keep_skipped)
 		take_sent(s, m, ranks);
-	if (sent && flags[0] == 0)
-		cpu_ops()->cast(s->dev, s->y, s->x, m->row->n, params_gradient_scale(s->params, m->row), 0);
-	else
-		for (size_t i = 0; i < m->row->n; i++)
-			s->y[i] = INFINITY;
-	return params_put(s->params, m->row, BLOCK_G, s->y, e);
+	for (size_t i = 0; i < m->n; i++)
+		d[i] = sent && flags[0] == 0 ? scale * d[i] : INFINITY;
+	return m->at + m->n < m->row->n ? 0 : params_put(s->params, m->row, BLOCK_G, s->x, e);
 }
 
 int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e)
@@ -483,7 +489,7 @@ int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e)
 {
 	for (int i = 0; i < s->count; i++) {
 		float *error = error_of(s, &s->m[i]);
-		if (comm_sum(c, error, s->m[i].row->n, COMM_F32, e))
+		if (comm_sum(c, error, s->m[i].n, COMM_F32, e))
 			return -1;
 		keep_error(s, &s->m[i], error);
 	}
@@ -494,7 +500,7 @@ void powersgd_spread(struct powersgd *s, int ranks)
 {
 	for (int i = 0; i < s->count; i++) {
 		float *error = error_of(s, &s->m[i]);
-		size_t n = s->m[i].row->n;
+		size_t n = s->m[i].n;
 		cpu_ops()->cast(s->dev, s->x, error, n, 1 / (float)ranks, 0);
 		encode(s, s->m[i].error, s->x, 1, n);
 	}

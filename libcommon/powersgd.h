@@ -1,6 +1,6 @@
 /* powersgd.h - sums of gradients over ranks by products of two thin matrices (recipe E.2; Vogels et al. 2019).
  *
- * Of every matrix G of a resblock (E5; convolutions as (out, in k k)) a rank keeps the error buffer E, which the gradient
+ * Of every matrix G of a resblock (E5; convolutions as (out, in k k); of a row with parts each by itself: E7) a rank keeps the error buffer E, which the gradient
  * is added to, and one fixed Gaussian Q, the same on all ranks, drawn from the seed once (I5).  An update (E10), with sums
  * over ranks:
  *
@@ -47,7 +47,8 @@ struct powersgd_options {
 /* Left (rows, rank) times right (rank, cols): P times Q^T, or of a tall matrix Q times P^T. */
 struct powersgd_matrix {
 	struct param *row;
-	size_t rows, cols, rank;
+	size_t rows, cols, rank, n; /* n = rows cols */
+	size_t at;     /* its first element in the row; its last is the row's last where it is the last part */
 	bool tall;     /* rows > cols */
 	void *error;   /* (rows, cols) */
 	void *fixed;   /* Q, shaped as q */
@@ -64,7 +65,8 @@ struct powersgd {
 	void *block;                   /* every matrix's error, fixed, p, q */
 	size_t rest;                   /* elements of rows that are not compressed */
 	float *message;                /* (rest + 2 count): they, then the flags: G, P or Q' not finite */
-	float *x, *y;                  /* each of the largest matrix */
+	float *x;                      /* of the largest row: G, then D, of all of its parts */
+	float *y;                      /* of the largest matrix */
 	float *left, *right, *scratch; /* of the largest factors */
 	uint64_t saturated;            /* values that this rank clamped in the last update */
 };

@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "../kernels/convert.h"
+#include "../libcommon/dalle.h"
 #include "../libcommon/device.h"
 #include "../libcommon/orthonormal.h"
+#include "../libcommon/plan.h"
 #include "../libcommon/powersgd.h"
 #include "../libcommon/rng.h"
 
@@ -95,9 +97,9 @@ static const struct {
 	{"embed", PARAM_EMBED, -1, 2, {7, 5}},     {"gain", PARAM_GAIN, 0, 1, {17}},        {"wide", PARAM_MATRIX, 0, 2, {13, 33}},
 	{"bias", PARAM_BIAS, 0, 1, {17}},          {"tall", PARAM_MATRIX, 0, 2, {40, 12}},  {"square", PARAM_MATRIX, 1, 2, {5, 5}},
 	{"conv", PARAM_MATRIX, 1, 4, {50, 4, 3, 3}}, {"row", PARAM_MATRIX, 1, 2, {1, 9}}, {"column", PARAM_MATRIX, 1, 2, {6, 1}},
-	{"head", PARAM_MATRIX, -1, 2, {11, 5}},
+	{"head", PARAM_MATRIX, -1, 2, {11, 5}},    {"fused", PARAM_MATRIX, 2, 2, {27, 11}},
 };
-enum { WIDE = 0, TALL = 1, MATRICES = 6 };
+enum { WIDE = 0, TALL = 1, FUSED = 6, MATRICES = 9 };
 
 static void start_rank(struct rank *r, const struct powersgd_options *how)
 {
@@ -108,6 +110,7 @@ static void start_rank(struct rank *r, const struct powersgd_options *how)
 		if (params_add(&r->p, NULL, model[i].kind, 1, model[i].resblock, model[i].rank, model[i].shape, &r->e, "%s",
 		               model[i].name))
 			abort();
+	params_find(&r->p, "fused")->parts = 3;
 	if (!dev || params_build(&r->p, cpu_ops(), dev, true, &r->e) || powersgd_start(&r->s, &r->p, how, &r->e)) {
 		CHECK(false, "start: %s", r->e.text);
 		exit(check_done());
@@ -149,6 +152,13 @@ static void draw_gradients(int update, float magnitude)
 			rng_normal(ranks[r].p.rows[i].g, ranks[r].p.rows[i].n, magnitude, (uint64_t)update, RNG_INIT, (uint32_t)(100 * r + i));
 }
 
+/* The gradient of matrix k of rank r. */
+static float *gradient(int r, int k)
+{
+	const struct powersgd_matrix *m = &ranks[r].s.m[k];
+	return (float *)m->row->g + m->at;
+}
+
 static float error_at(const struct powersgd *s, int k, size_t i)
 {
 	return load_as_f32(s->m[k].error, s->how.type, i);
@@ -167,8 +177,8 @@ static void expect(struct sums *x)
 			struct powersgd *s = &ranks[r].s;
 			const struct param *row = s->m[k].row;
 			float by = 1 / params_gradient_scale(s->params, row), kept[1];
-			for (size_t i = 0; i < row->n; i++) {
-				float g = by * ((float *)row->g)[i];
+			for (size_t i = 0; i < s->m[k].n; i++) {
+				float g = by * gradient(r, k)[i];
 				store_from_f32(kept, s->how.type, 0, error_at(s, k, i) + g);
 				x->gradient[k][i] += g;
 				x->error[k][i] += load_as_f32(kept, s->how.type, 0);
@@ -194,8 +204,8 @@ static double lost(const struct sums *x, int k)
 	double most = 0;
 	const struct param *row = ranks[0].s.m[k].row;
 	double step = ranks[0].s.how.type == DT_F32 ? 0 : 0x1p-10, scale = params_gradient_scale(&ranks[0].p, row);
-	for (size_t i = 0; i < row->n; i++) {
-		double d = ((float *)row->g)[i] / scale, after = 0, room = 0x1p-22 * (fabs(x->error[k][i]) + fabs(d));
+	for (size_t i = 0; i < ranks[0].s.m[k].n; i++) {
+		double d = gradient(0, k)[i] / scale, after = 0, room = 0x1p-22 * (fabs(x->error[k][i]) + fabs(d));
 		for (int r = 0; r < size; r++) {
 			after += error_at(&ranks[r].s, k, i);
 			room += (step + 0x1p-22) * fabs(error_at(&ranks[r].s, k, i)) + 1e-18;
@@ -209,12 +219,11 @@ static double lost(const struct sums *x, int k)
 static void full_rank(const struct sums *x, int k, double *far, double *left)
 {
 	double a = 0, b = 0, all = 0;
-	const struct param *row = ranks[0].s.m[k].row;
-	for (size_t i = 0; i < row->n; i++) {
+	for (size_t i = 0; i < ranks[0].s.m[k].n; i++) {
 		double after = 0;
 		for (int r = 0; r < size; r++)
 			after += error_at(&ranks[r].s, k, i);
-		a += pow(((float *)row->g)[i] - x->gradient[k][i], 2);
+		a += pow(gradient(0, k)[i] - x->gradient[k][i], 2);
 		b += after * after;
 		all += pow(x->gradient[k][i], 2);
 	}
@@ -274,14 +283,14 @@ static void check_sums(int n, int rank, enum dtype type)
 	stop();
 }
 
-/* Two messages for each of two resblocks, one for the rest. */
+/* Two messages for each of three resblocks, one for the rest. */
 static void check_messages(void)
 {
 	for (enum dtype type = DT_F32; type <= DT_1_6_9; type += DT_1_6_9 - DT_F32) {
 		struct powersgd_options how = options(3, type);
 		start(2, &how);
 		on_all(run_sum);
-		CHECK(messages[COMM_F32] == (type == DT_F32 ? 5 : 1) && messages[COMM_1_6_9] == (type == DT_F32 ? 0 : 4),
+		CHECK(messages[COMM_F32] == (type == DT_F32 ? 7 : 1) && messages[COMM_1_6_9] == (type == DT_F32 ? 0 : 6),
 		      "%s: %d messages in f32, %d in 1-6-9", dtype_name(type), (int)messages[COMM_F32], (int)messages[COMM_1_6_9]);
 		stop();
 	}
@@ -328,14 +337,14 @@ static void check_deficient(void)
 	for (int k = 0; k < MATRICES; k++) {
 		const struct param *row = ranks[0].s.m[k].row;
 		bool zero = true;
-		for (size_t i = 0; i < row->n; i++)
-			zero = zero && ((float *)row->g)[i] == 0 && error_at(&ranks[0].s, k, i) == 0;
+		for (size_t i = 0; i < ranks[0].s.m[k].n; i++)
+			zero = zero && gradient(0, k)[i] == 0 && error_at(&ranks[0].s, k, i) == 0;
 		CHECK(zero && not_orthonormal(k) < 1e-6, "%s: of zeros come zeros, P is orthonormal", row->name);
 	}
 	for (int r = 0; r < size; r++)
 		for (int k = 0; k < MATRICES; k++)
-			for (size_t i = 0; i < ranks[r].s.m[k].row->n; i++)
-				((float *)ranks[r].s.m[k].row->g)[i] = (float)(i / ranks[r].s.m[k].cols + 1) * (float)(i % ranks[r].s.m[k].cols + 1);
+			for (size_t i = 0; i < ranks[r].s.m[k].n; i++)
+				gradient(r, k)[i] = (float)(i / ranks[r].s.m[k].cols + 1) * (float)(i % ranks[r].s.m[k].cols + 1);
 	expect(&x);
 	on_all(run_sum);
 	for (int k = 0; k < MATRICES; k++) {
@@ -359,8 +368,8 @@ static bool infinite(const struct param *row)
 static float *copy_error(int r, int k)
 {
 	struct powersgd *s = &ranks[r].s;
-	float *x = calloc(s->m[k].row->n, sizeof *x);
-	for (size_t i = 0; x && i < s->m[k].row->n; i++)
+	float *x = calloc(s->m[k].n, sizeof *x);
+	for (size_t i = 0; x && i < s->m[k].n; i++)
 		x[i] = error_at(s, k, i);
 	return x;
 }
@@ -368,7 +377,7 @@ static float *copy_error(int r, int k)
 static bool same_error(int r, int k, const float *x)
 {
 	bool same = true;
-	for (size_t i = 0; i < ranks[r].s.m[k].row->n; i++)
+	for (size_t i = 0; i < ranks[r].s.m[k].n; i++)
 		same = same && error_at(&ranks[r].s, k, i) == x[i];
 	return same;
 }
@@ -384,17 +393,17 @@ static void check_bad_gradient(enum dtype type, bool keep)
 	on_all(run_sum);
 	float *own = copy_error(1, WIDE), *other = copy_error(1, TALL);
 	draw_gradients(1, 0.1f);
-	((float *)ranks[1].s.m[WIDE].row->g)[40] = NAN;
+	gradient(1, WIDE)[40] = NAN;
 	static struct sums x;
 	for (int r = 0; r < size; r++) /* of the bad gradient nothing may come */
 		if (r == 1)
 			memset(ranks[r].s.m[WIDE].row->g, 0, 4 * ranks[r].s.m[WIDE].row->n);
 	expect(&x);
 	draw_gradients(1, 0.1f);
-	((float *)ranks[1].s.m[WIDE].row->g)[40] = NAN;
+	gradient(1, WIDE)[40] = NAN;
 	on_all(run_sum);
 	CHECK(infinite(ranks[0].s.m[WIDE].row) && same_on_all(), "%s: a NaN on one rank: D is infinite on all", dtype_name(type));
-	CHECK(isfinite(((float *)ranks[0].s.m[TALL].row->g)[0]), "other matrices are as ever");
+	CHECK(isfinite(gradient(0, TALL)[0]), "other matrices are as ever");
 	CHECK(same_error(1, WIDE, own) == keep, "%s: E of the bad gradient %s", dtype_name(type), keep ? "is kept" : "goes on");
 	double worst = 0;
 	for (size_t i = 0; i < ranks[0].s.m[TALL].row->n && keep; i++) {
@@ -420,7 +429,7 @@ static void check_contaminated(void)
 	on_all(run_sum);
 	((float *)ranks[1].s.m[TALL].error)[7] = 3e38f;
 	draw_gradients(1, 0.1f);
-	((float *)ranks[1].s.m[TALL].row->g)[7] = 3e38f;
+	gradient(1, TALL)[7] = 3e38f;
 	float *mine = copy_error(0, TALL), *g = ranks[0].s.m[TALL].row->g;
 	for (size_t i = 0; i < ranks[0].s.m[TALL].row->n; i++)
 		mine[i] += g[i];
@@ -433,7 +442,7 @@ static void check_contaminated(void)
 	CHECK(infinite(ranks[0].s.m[TALL].row) && infinite(ranks[1].s.m[TALL].row) && same_on_all(), "D is infinite on all");
 	draw_gradients(2, 0.1f);
 	on_all(run_sum);
-	CHECK(isfinite(((float *)ranks[1].s.m[TALL].row->g)[0]), "the next update is as ever");
+	CHECK(isfinite(gradient(1, TALL)[0]), "the next update is as ever");
 	free(mine);
 	stop();
 }
@@ -466,7 +475,7 @@ static void check_left_out(enum dtype type, bool keep)
 		gradients = DT_F16;
 		start(2, &how);
 		for (int r = 0; r < size; r++)
-			if (grad_scale_start(&ranks[r].p.scales, GRAD_SCALE_RESBLOCK, 2, 1, &ranks[r].e))
+			if (grad_scale_start(&ranks[r].p.scales, GRAD_SCALE_RESBLOCK, 3, 1, &ranks[r].e))
 				abort();
 		same_gradients(cases[i].gradient);
 		loss_lost = cases[i].loss;
@@ -475,7 +484,7 @@ static void check_left_out(enum dtype type, bool keep)
 		float whole = cases[i].gradient / 8192, want = keep && cases[i].out ? whole : 0;
 		double far = 0;
 		for (int k = 0; k < MATRICES; k++)
-			for (size_t j = 0; j < ranks[1].s.m[k].row->n; j++)
+			for (size_t j = 0; j < ranks[1].s.m[k].n; j++)
 				far = fmax(far, fabs(error_at(&ranks[1].s, k, j) - want));
 		CHECK(far <= (want != 0 ? 0 : type == DT_F32 ? 1e-5 : 0x1p-6) * whole, "%s, %s, case %zu: E is off %g by %.3g",
 		      dtype_name(type), keep ? "kept" : "lost", i, want, far);
@@ -493,7 +502,7 @@ static void check_saturation(void)
 	CHECK(ranks[0].s.saturated == 0, "gradients of 1 do not saturate");
 	draw_gradients(1, 12);
 	on_all(run_sum);
-	CHECK(ranks[0].s.saturated > 0 && isfinite(((float *)ranks[0].s.m[TALL].row->g)[0]),
+	CHECK(ranks[0].s.saturated > 0 && isfinite(gradient(0, TALL)[0]),
 	      "gradients of 12: %d values are clamped", (int)ranks[0].s.saturated);
 	stop();
 }
@@ -508,11 +517,11 @@ static void check_scales(void)
 		start(2, &how);
 		draw_gradients(0, 0.1f);
 		for (int r = 0; r < 2 && scaled; r++) {
-			if (grad_scale_start(&ranks[r].p.scales, GRAD_SCALE_RESBLOCK, 2, 1, &ranks[r].e))
+			if (grad_scale_start(&ranks[r].p.scales, GRAD_SCALE_RESBLOCK, 3, 1, &ranks[r].e))
 				abort();
 			for (int k = 0; k < MATRICES; k++)
-				for (size_t i = 0; i < ranks[r].s.m[k].row->n; i++)
-					((float *)ranks[r].s.m[k].row->g)[i] *= 8192;
+				for (size_t i = 0; i < ranks[r].s.m[k].n; i++)
+					gradient(r, k)[i] *= 8192;
 		}
 		on_all(run_sum);
 		const float *g = ranks[0].s.m[TALL].row->g;
@@ -557,13 +566,38 @@ static void check_start(void)
 	start(2, &how);
 	CHECK(memcmp(ranks[0].s.m[TALL].fixed, ranks[1].s.m[TALL].fixed, 2 * 40 * 2) == 0, "Q is the same on all ranks");
 	CHECK(memcmp(ranks[0].s.m[TALL].fixed, ranks[0].s.m[WIDE].fixed, 2 * 33 * 2) != 0, "and another for each matrix");
-	/* By hand: E 13 33 + 40 12 + 25 + 50 36 + 9 + 6; P 2 (13 + 12 + 5 + 36) + 1 + 1, Q 2 (33 + 40 + 5 + 50) + 9 + 6; rest
-	 * 35 + 17 + 17 + 55 and the flags; scratch: two of 50 36, left 50 2, right 36 2, reflections 2 36 + 32 32 + 32 2. */
-	uint64_t bytes = 2 * (2749 + 134 + 2 * 271) + 4 * (124 + 12 + 2 * 1800 + 100 + 72 + 72 + 1024 + 64);
+	CHECK(memcmp(ranks[0].s.m[FUSED].fixed, ranks[0].s.m[FUSED + 1].fixed, 2 * 11 * 2) != 0, "and for each part");
+	/* By hand: E 13 33 + 40 12 + 25 + 50 36 + 9 + 6 + 27 11; P 2 (13 + 12 + 5 + 36 + 3 9) + 1 + 1, Q 2 (33 + 40 + 5 + 50 +
+	 * 3 11) + 9 + 6; rest 35 + 17 + 17 + 55 and the flags; scratch: two of 50 36, left 50 2, right 36 2, reflections 2 36 + 32 32 + 32 2. */
+	uint64_t bytes = 2 * (3046 + 188 + 2 * 337) + 4 * (124 + 18 + 2 * 1800 + 100 + 72 + 72 + 1024 + 64);
 	CHECK(powersgd_bytes(&ranks[0].p, &how) == bytes, "memory: %d, expected %d", (int)powersgd_bytes(&ranks[0].p, &how),
 	      (int)bytes);
 	CHECK(powersgd_start(&s, &ranks[0].p, &none, &e) == -1 && e.status == STATUS_USAGE, "%s", e.text);
 	stop();
+}
+
+/* A layer sends what dalle-plan counts, 18 C r: queries, keys and values are a matrix each (E7). */
+static void check_plan(void)
+{
+	struct plan_input in = {.type = DT_F16, .batch = 1, .gpus = 2, .node = 1, .rank = 4};
+	struct powersgd_options how = options(4, DT_1_6_9);
+	struct powersgd s;
+	struct dalle d = {0};
+	struct plan plan;
+	struct error e = {0};
+	char text[200];
+	double sent = 0;
+	struct dev *dev = cpu_ops()->open(0, DT_F32, 1, text, sizeof text);
+	in.config = dalle_preset_find("tiny")->config;
+	if (!CHECK(plan_make(&in, &plan, &e) == 0 && dalle_describe(&d, &in.config, 0, false, &e) == 0 &&
+	           params_build(&d.params, cpu_ops(), dev, true, &e) == 0 && powersgd_start(&s, &d.params, &how, &e) == 0, "%s", e.text))
+		return;
+	for (int k = 0; k < s.count; k++)
+		sent += 2.0 * (double)(s.m[k].rank * (s.m[k].rows + s.m[k].cols));
+	CHECK(sent > 0 && sent == plan.wire.p + plan.wire.q, "%g bytes are sent, planned %g", sent, plan.wire.p + plan.wire.q);
+	powersgd_free(&s);
+	dalle_free(&d);
+	device_close(cpu_ops(), dev);
 }
 
 /* ---- another implementation ---- */
@@ -573,7 +607,7 @@ static void load_golden(const struct weights *w, int update, int r, int k, const
 	char name[60];
 	snprintf(name, sizeof name, "%d.%d.%d.%s", update, r, k, what);
 	float *from = golden(w, name);
-	memcpy(to, from, sizeof *to * ranks[r].s.m[k].row->n);
+	memcpy(to, from, sizeof *to * ranks[r].s.m[k].n);
 	free(from);
 }
 
@@ -582,6 +616,7 @@ static void check_golden(void)
 {
 	char path[600];
 	static float want[1800];
+	static const int which[] = {WIDE, TALL, FUSED, FUSED + 1, FUSED + 2};
 	struct error e = {0};
 	snprintf(path, sizeof path, "%s/tests/golden/powersgd.safetensors", getenv("SRC") ? getenv("SRC") : ".");
 	struct weights *w = weights_open(path, &e);
@@ -589,22 +624,26 @@ static void check_golden(void)
 	if (!CHECK(w, "%s", e.text))
 		return;
 	start(3, &how);
-	for (int k = WIDE; k <= TALL; k++)
+	for (size_t j = 0; j < ARRAY_LEN(which); j++)
 		for (int r = 0; r < size; r++) {
-			float *q = golden(w, k == WIDE ? "wide.q" : "tall.q");
-			memcpy(ranks[r].s.m[k].fixed, q, 4 * 3 * (k == WIDE ? 33 : 40));
+			const struct powersgd_matrix *m = &ranks[r].s.m[which[j]];
+			char name[20];
+			snprintf(name, sizeof name, "%d.q", which[j]);
+			float *q = golden(w, name);
+			memcpy(m->fixed, q, sizeof *q * m->rank * (m->tall ? m->rows : m->cols));
 			free(q);
 		}
 	for (int update = 0; update < 2; update++) {
 		for (int r = 0; r < size; r++)
-			for (int k = WIDE; k <= TALL; k++)
-				load_golden(w, update, r, k, "g", ranks[r].s.m[k].row->g);
+			for (size_t j = 0; j < ARRAY_LEN(which); j++)
+				load_golden(w, update, r, which[j], "g", gradient(r, which[j]));
 		on_all(run_sum);
 		for (int r = 0; r < size; r++)
-			for (int k = WIDE; k <= TALL; k++) {
-				size_t n = ranks[r].s.m[k].row->n;
+			for (size_t j = 0; j < ARRAY_LEN(which); j++) {
+				int k = which[j];
+				size_t n = ranks[r].s.m[k].n;
 				load_golden(w, update, 0, k, "d", want);
-				double d = relative(ranks[r].s.m[k].row->g, want, n);
+				double d = relative(gradient(r, k), want, n);
 				load_golden(w, update, r, k, "e", want);
 				double left = relative(ranks[r].s.m[k].error, want, n);
 				CHECK(d < 2e-6 && left < 2e-6, "golden update %d, rank %d, %s: D is off by %.3g, E by %.3g", update, r,
@@ -699,6 +738,7 @@ int main(void)
 	check_checkpoint(DT_F32);
 	check_checkpoint(DT_1_6_9);
 	check_start();
+	check_plan();
 	check_golden();
 	check_convergence();
 	return check_done();

@@ -2,8 +2,9 @@
 """Golden values of PowerSGD, by numpy in f32: python3 make_powersgd.py > powersgd.safetensors
 
 Written from the recipe's description alone (E.2): three ranks as a list, matrices transposed where they are taller than
-wide, numpy's QR (LAPACK's Householder reflections) for the columns of P.  "wide" is (13, 33), "tall" (40, 12), matrices 0 and
-1; wide's gradients are so small that eps counts.  The file holds the fixed Q as the program keeps them, and for each update,
+wide, numpy's QR (LAPACK's Householder reflections) for the columns of P.  Matrix 0 is (13, 33), 1 is (40, 12), 6 to 8 are the
+parts of one row of (27, 11), each (9, 11) by itself; gradients of matrix 0 are so small that eps counts.  The file holds
+"MATRIX.q", the fixed Q as the program keeps them, and for each update,
 rank and matrix "UPDATE.RANK.MATRIX.g", the gradient, ".e", the error buffer after it, and, under rank 0, ".d", what comes in
 the gradients' place.
 """
@@ -31,10 +32,10 @@ def update(errors, gradients, q):
     return [e - d / np.float32(RANKS) for e in errors], d
 
 
-for k, (rows, cols) in enumerate([(13, 33), (40, 12)]):
+for k, rows, cols in [(0, 13, 33), (1, 40, 12), (6, 9, 11), (7, 9, 11), (8, 9, 11)]:
     turn = (lambda x: x.T) if rows > cols else (lambda x: x)
     q = normal(max(rows, cols), R)
-    tensors['wide.q' if k == 0 else 'tall.q'] = q.T if k == 0 else q
+    tensors[f'{k}.q'] = q if rows > cols else q.T
     errors = [turn(np.zeros((rows, cols), np.float32))] * RANKS
     for u in range(UPDATES):
         shared = normal(rows, cols)
