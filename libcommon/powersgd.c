@@ -458,7 +458,6 @@ static int give(struct powersgd *s, struct powersgd_matrix *m, int ranks, struct
 
 int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e)
 {
-	s->saturated = 0;
 	for (int i = 0, end; i < s->count; i = end) {
 		for (end = i + 1; end < s->count && s->m[end].row->resblock == s->m[i].row->resblock; end++)
 			;

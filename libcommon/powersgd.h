@@ -68,7 +68,7 @@ struct powersgd {
 	float *x;                      /* of the largest row: G, then D, of all of its parts */
 	float *y;                      /* of the largest matrix */
 	float *left, *right, *scratch; /* of the largest factors */
-	uint64_t saturated;            /* values that this rank clamped in the last update */
+	uint64_t saturated;            /* values that this rank clamped since the caller last made it 0 */
 };
 
 /* Host memory that powersgd_start takes for the rows of p (added, not necessarily built). */
@@ -86,7 +86,7 @@ void powersgd_settle(struct powersgd *s, int ranks, bool left_out);
 
 /* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_gather, one writes `errors`, then every
  * rank calls powersgd_spread with the number of ranks, as it does after reading them back: each E is then the sum divided
- * by it, whether a run goes on or is resumed, maybe by another number of ranks. */
+ * by it, whether a run goes on or is resumed, maybe by another number of ranks.  In 1-6-9 a sum is clamped as all else, and counted. */
 int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e);
 void powersgd_spread(struct powersgd *s, int ranks);
 

@@ -23,7 +23,8 @@ int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e)
 {
 	int result = powersgd_sum(&r->powersgd, &r->ranks->c, e);
 	if (r->o->powersgd.type != DT_F32)
-		metrics_set(m, "saturated", (double)r->powersgd.saturated);
+		metrics_set(m, "saturated", (double)r->powersgd.saturated); /* a checkpoint's before it too */
+	r->powersgd.saturated = 0;
 	return result;
 }
 

@@ -504,6 +504,11 @@ static void check_saturation(void)
 	on_all(run_sum);
 	CHECK(ranks[0].s.saturated > 0 && isfinite(gradient(0, TALL)[0]),
 	      "gradients of 12: %d values are clamped", (int)ranks[0].s.saturated);
+	for (int r = 0; r < size; r++)
+		store_from_f32(ranks[r].s.m[TALL].error, DT_1_6_9, 0, 12);
+	uint64_t before = ranks[0].s.saturated;
+	on_all(run_gather);
+	CHECK(ranks[0].s.saturated > before && error_at(&ranks[0].s, TALL, 0) < 16, "a sum of 24 is clamped and counted");
 	stop();
 }
 
