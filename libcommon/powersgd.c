@@ -484,7 +484,7 @@ void powersgd_settle(struct powersgd *s, int ranks, bool left_out)
 
 /* ---- checkpoints ---- */
 
-int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e)
+int powersgd_sum_errors(struct powersgd *s, struct comm *c, struct error *e)
 {
 	for (int i = 0; i < s->count; i++) {
 		float *error = error_of(s, &s->m[i]);
@@ -495,7 +495,7 @@ int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e)
 	return 0;
 }
 
-void powersgd_spread(struct powersgd *s, int ranks)
+void powersgd_share_errors(struct powersgd *s, int ranks)
 {
 	for (int i = 0; i < s->count; i++) {
 		float *error = error_of(s, &s->m[i]);

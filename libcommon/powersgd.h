@@ -84,10 +84,10 @@ int powersgd_sum(struct powersgd *s, struct comm *c, struct error *e);
  * is not finite.  With keep_skipped it is only here that E loses what was sent, and only if the update was applied. */
 void powersgd_settle(struct powersgd *s, int ranks, bool left_out);
 
-/* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_gather, one writes `errors`, then every
- * rank calls powersgd_spread with the number of ranks, as it does after reading them back: each E is then the sum divided
+/* Checkpoints hold the sum of E over ranks alone (E14).  Every rank calls powersgd_sum_errors, one writes `errors`, then every
+ * rank calls powersgd_share_errors with the number of ranks, as it does after reading them back: each E is then the sum divided
  * by it, whether a run goes on or is resumed, maybe by another number of ranks.  In 1-6-9 a sum is clamped as all else, and counted. */
-int powersgd_gather(struct powersgd *s, struct comm *c, struct error *e);
-void powersgd_spread(struct powersgd *s, int ranks);
+int powersgd_sum_errors(struct powersgd *s, struct comm *c, struct error *e);
+void powersgd_share_errors(struct powersgd *s, int ranks);
 
 #endif

@@ -34,21 +34,21 @@ void train_powersgd_settle(struct train_run *r, bool left_out)
 		powersgd_settle(&r->powersgd, ranks_size(r), left_out);
 }
 
-int train_powersgd_gather(struct train_run *r, struct error *e)
+int train_powersgd_sum_errors(struct train_run *r, struct error *e)
 {
-	return used(r) ? powersgd_gather(&r->powersgd, &r->ranks->c, e) : 0;
+	return used(r) ? powersgd_sum_errors(&r->powersgd, &r->ranks->c, e) : 0;
 }
 
-void train_powersgd_spread(struct train_run *r)
+void train_powersgd_share_errors(struct train_run *r)
 {
 	if (used(r))
-		powersgd_spread(&r->powersgd, ranks_size(r));
+		powersgd_share_errors(&r->powersgd, ranks_size(r));
 }
 
 int train_powersgd_load(struct train_run *r, const struct weights *w, struct error *e)
 {
 	if (used(r) && params_load_kept(&r->powersgd.errors, r->p, w, "train.e.", e))
 		return -1;
-	train_powersgd_spread(r);
+	train_powersgd_share_errors(r);
 	return 0;
 }

@@ -135,8 +135,8 @@ int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e);
 /* After each update, which was applied or left out. */
 void train_powersgd_settle(struct train_run *r, bool left_out);
 /* Around the writing of a checkpoint, on all ranks: the sum of the error buffers, then each rank's share of it. */
-int train_powersgd_gather(struct train_run *r, struct error *e);
-void train_powersgd_spread(struct train_run *r);
+int train_powersgd_sum_errors(struct train_run *r, struct error *e);
+void train_powersgd_share_errors(struct train_run *r);
 int train_powersgd_load(struct train_run *r, const struct weights *w, struct error *e);
 
 /* train-log.c */

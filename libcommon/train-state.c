@@ -260,10 +260,10 @@ static int save_state(struct train_run *r, bool complete, struct error *e)
 int train_checkpoint(struct train_run *r, struct error *e)
 {
 	double began = seconds_now();
-	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	if (ranks_same(r, e) || train_powersgd_sum_errors(r, e) ||
 	    ranks_agree(r->ranks, ranks_first(r) ? save_state(r, false, e) : 0, NULL, e))
 		return -1;
-	train_powersgd_spread(r);
+	train_powersgd_share_errors(r);
 	r->saved_step = r->step;
 	r->log.aside += seconds_now() - began;
 	note(2, "%s: saved step %lld in %.1f s", r->o->output, (long long)r->step, seconds_now() - began);

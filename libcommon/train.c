@@ -250,7 +250,7 @@ static int finish_run(struct train_run *r, struct error *e)
 		if (shown || device_check(p->ops, p->dev, e))
 			return -1;
 	}
-	if (ranks_same(r, e) || train_powersgd_gather(r, e) ||
+	if (ranks_same(r, e) || train_powersgd_sum_errors(r, e) ||
 	    ranks_agree(r->ranks, ranks_first(r) ? train_finish(r, step, e) : 0, NULL, e))
 		return -1;
 	if (r->best.known && r->step < r->steps)

@@ -63,10 +63,10 @@ static void *run_sum(void *r_)
 	return NULL;
 }
 
-static void *run_gather(void *r_)
+static void *run_sum_errors(void *r_)
 {
 	struct rank *r = r_;
-	r->result = powersgd_gather(&r->s, &r->comm, &r->e);
+	r->result = powersgd_sum_errors(&r->s, &r->comm, &r->e);
 	return NULL;
 }
 
@@ -507,7 +507,7 @@ static void check_saturation(void)
 	for (int r = 0; r < size; r++)
 		store_from_f32(ranks[r].s.m[TALL].error, DT_1_6_9, 0, 12);
 	uint64_t before = ranks[0].s.saturated;
-	on_all(run_gather);
+	on_all(run_sum_errors);
 	CHECK(ranks[0].s.saturated > before && error_at(&ranks[0].s, TALL, 0) < 16, "a sum of 24 is clamped and counted");
 	stop();
 }
@@ -548,11 +548,11 @@ static void check_checkpoint(enum dtype type)
 	on_all(run_sum);
 	double far = 0, step = type == DT_F32 ? 0x1p-22 : 0x1p-8;
 	float *was[3] = {copy_error(0, TALL), copy_error(1, TALL), copy_error(2, TALL)};
-	on_all(run_gather);
+	on_all(run_sum_errors);
 	float *sum = copy_error(1, TALL);
 	for (int r = 0; r < 3; r++) {
 		CHECK(same_error(r, TALL, sum), "%s: every rank has the sum", dtype_name(type));
-		powersgd_spread(&ranks[r].s, 3);
+		powersgd_share_errors(&ranks[r].s, 3);
 	}
 	for (size_t i = 0; i < ranks[0].s.m[TALL].row->n; i++) {
 		double one = error_at(&ranks[2].s, TALL, i), all = (double)was[0][i] + was[1][i] + was[2][i];
