@@ -17,7 +17,7 @@ struct work {
 	size_t r, n;
 	float *v; /* (r, n) */
 	float *t; /* of each block (NB, NB) */
-	float *y; /* (NB, r) */
+	float *y; /* (NB, r): products of a block's vectors with those that reflect() changes */
 };
 
 static size_t blocks(size_t r)
