@@ -11,7 +11,7 @@
 
 /* A spike is told when each of the last SPIKE_RUN losses lies above all of the SPIKE_WINDOW before them, and their least
  * by SPIKE times the spread of those (the distance from their middle to their highest) above that highest, and by a
- * hundredth of the middle: no single odd batch does it, nor the noise of small ones, however it is distributed. */
+ * twentieth of the middle: no single odd batch does it, nor the noise of small ones, however it is distributed. */
 #define SPIKE 1.0
 enum { SPIKE_QUIET = 200, TELL_SECONDS = 10, TELL_MOST = 600 };
 
@@ -182,7 +182,7 @@ static void watch_loss(struct train_run *r, double loss)
 		least = fmin(least, l->recent[(l->watched - i) % (int64_t)ARRAY_LEN(l->recent)]);
 	qsort(before, SPIKE_WINDOW, sizeof *before, by_value);
 	double middle = before[SPIKE_WINDOW / 2], highest = before[SPIKE_WINDOW - 1];
-	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 100))
+	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 20))
 		return;
 	warn("step %lld: the loss jumped to %.4g; the %d updates before had %.4g in the middle, %.4g at most", (long long)r->step,
 	     loss, SPIKE_WINDOW, middle, highest);

@@ -31,7 +31,7 @@ static int try_lock(struct train_run *r, struct error *e)
 	struct stat ours, named;
 	int fd = open(r->lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 	if (fd < 0)
-		return fail_errno(e, "%s", r->lock_path);
+		return fail_errno(e, "%s: no lock file can be made beside it", r->o->output);
 	int got = 1;
 	if (flock(fd, LOCK_EX | LOCK_NB))
 		got = errno == EWOULDBLOCK ? lock_held(r, fd, e) : fail_errno(e, "%s", r->lock_path);
