@@ -144,6 +144,7 @@ void train_log_start(struct train_run *r);
 void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm);
 void train_log_halving(struct train_run *r, double mean, double least, double lr);
 void train_log_evaluation(struct train_run *r, const struct metrics *m);
+int train_log_captions(struct train_run *r, struct error *e); /* those that were cut, of all ranks; 0 or -1 */
 void train_log_end(struct train_run *r, const char *what);
 void train_log_close(struct train_run *r);
 /* sum += weight * m, by name. */

@@ -356,7 +356,7 @@ static int run(struct train_run *r, struct error *e)
 	if (status == STATUS_OK && finish_run(r, e))
 		status = -1;
 	train_log_end(r, status == STATUS_OK ? "complete" : status == STATUS_AGAIN ? "stopped" : "failed");
-	return status;
+	return status >= 0 && train_log_captions(r, e) ? -1 : status;
 }
 
 static void release(struct train_run *r)
@@ -381,6 +381,8 @@ int train_run(struct trainee *t, const struct train_options *o, struct loader *d
 	                      .ranks = o->ranks ? o->ranks : &alone};
 	if (o->dry_run) /* a trainer that did not plan before */
 		return train_plan(t, o, t->params->ops, t->params->dev, e) < 0 ? e->status : STATUS_OK;
+	if (t->captions)
+		t->captions->file = loader_name(data);
 	signals_defer();
 	int found = prepare(&r, argc, argv, e);
 	int status = found < 0 ? -1 : found == 2 ? STATUS_OK : run(&r, e);

@@ -117,6 +117,16 @@ struct plateau_rule {
 	double gain;
 };
 
+/* Captions that have more tokens than the model reads. */
+struct cut_captions {
+	size_t most;         /* tokens that are read */
+	const char *option;  /* that decides it, for messages */
+	const char *file;    /* train_run's data */
+	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than most */
+};
+/* Count the caption of r, which has `tokens`; the first that is cut is told, all are when the run ends. */
+void captions_count(struct cut_captions *c, const struct record *r, size_t tokens);
+
 struct train_step {
 	int64_t step;  /* of this update, from 0 */
 	int64_t steps; /* in all */
@@ -141,6 +151,7 @@ struct trainee {
 	uint64_t init_bytes;                 /* of the host's memory, which init takes for a time, at most */
 	bool can_recompute;                  /* --recompute is there and not given: named when memory does not suffice */
 	struct plateau_rule plateau;
+	struct cut_captions *captions;       /* counted by step(); NULL: none */
 	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary
 	 * changes.  NULL: none. */
 	const char *text_rows, *image_rows;

@@ -129,7 +129,7 @@ done
 refuses() {
 	want=$1 text=$2
 	shift 2
-	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" 2> err
+	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" > /dev/null 2> err
 	status=$?
 	grep '^[a-z]*-train: ' err > told
 	[ $status -eq "$want" ] && [ "$(wc -l < told)" -eq 1 ] && grep -q -- "$text" told || bad "$*: status $status: $(cat err)"
@@ -147,6 +147,15 @@ refuses 1 'rank 1: .*another state than rank 0' -n 1 $two -o new.st train.tok : 
 (printf 'P6 8 8 255\n' && head -c 192 p1.ppm) > small.ppm
 (cat pairs.tsv && printf 'small.ppm\tsmall\n') > mixed.tsv && img-pack -q -s 0 mixed.tsv > mixed.pix || bad "setting up pictures of two sizes"
 refuses 3 'record .* is 8x8 pixels' -n 3 dvae-train -q -x tiny -b 2 -n 50 --size 16 --calibrate 0 --accumulate 3 -o mixed.st mixed.pix
+# also before the training begins
+refuses 1 "rank 1: .*cuda" -n 1 $two --dry-run train.tok : -n 1 env EMU_DEVICES=0 DALLE_PLUGINS="$BUILD/emulated:$BUILD/lib/dalle-tools" $two --dry-run -d cuda train.tok
+# captions that are cut are those of all ranks
+for kind in dalle clip; do
+	file=train.tok most=--text-length
+	[ $kind = dalle ] || file=data.pix most=--context
+	ranks 2 $kind-train -x tiny -s 3 -b 4 -n 2 --accumulate 2 $most 4 -o cut.st --restart "$file" || bad "$kind: cut captions: $(cat err)"
+	tail -n 1 err | grep -q '[1-9] of 16 captions drawn' || bad "$kind: cut captions are not those of two ranks: $(cat err)"
+done
 # a plan is printed once
 mpirun -n 2 $two --dry-run train.tok > plan
 [ "$(grep -c '^parameters' plan)" -eq 1 ] && grep -q '^messages on host .*285 KiB' plan || bad "--dry-run of two ranks: $(cat plan)"
