@@ -54,6 +54,7 @@ double metrics_get(const struct metrics *m, const char *name); /* NaN when absen
 struct ranks {
 	struct comm c; /* size 0 or 1: this process alone */
 	bool met;      /* all have met in ranks_agree, within train_run or after it */
+	bool ends;     /* this one ends without train_run: it failed, or only planned */
 	bool stop;     /* one was asked to stop, and all know */
 	bool told;     /* all know of a failure, and the one that has it tells */
 };
@@ -191,9 +192,11 @@ int train_run(struct trainee *t, const struct train_options *o, struct loader *d
 
 /* The first thing after the options were read.  Opens k by --comm and, when others train along, makes this process its part
  * of them: run gets its share of the machine's processors and its GPU, all but rank 0 fall silent.  o->ranks is then k.
- * files (n) are the data, for each rank to read.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a command that ranks
+ * files (n) are the data, which each rank reads, as the files of o.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a command that ranks
  * cannot share. */
 int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e);
+/* Another file that each rank reads: -1 with STATUS_USAGE when it is a pipe and there are several ranks. */
+int ranks_need_file(const struct ranks *k, const char *file, struct error *e);
 /* The last thing: tells e, once where ranks fail alike; a rank that failed alone ends the others.  Returns the exit status. */
 int ranks_close(struct ranks *k, int status, struct error *e);
 

@@ -147,7 +147,7 @@ static int open_vocabulary(struct dalle_fit *f, const struct header *h, struct e
 {
 	if (!vocabulary)
 		return 0;
-	f->bpe = bpe_open(vocabulary, e);
+	f->bpe = ranks_need_file(&ranks, vocabulary, e) ? NULL : bpe_open(vocabulary, e);
 	if (!f->bpe)
 		return -1;
 	if (strcmp(bpe_id(f->bpe), h->text.id) != 0)
