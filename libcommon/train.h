@@ -192,8 +192,8 @@ int train_run(struct trainee *t, const struct train_options *o, struct loader *d
 
 /* The first thing after the options were read.  Opens k by --comm and, when others train along, makes this process its part
  * of them: run gets its share of the machine's processors and its GPU, all but rank 0 fall silent.  o->ranks is then k.
- * files (n) are the data, which each rank reads, as the files of o.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a command that ranks
- * cannot share. */
+ * files (n) are the data, which each rank reads, as the files of o.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a
+ * command that ranks cannot share. */
 int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e);
 /* Another file that each rank reads: -1 with STATUS_USAGE when it is a pipe and there are several ranks. */
 int ranks_need_file(const struct ranks *k, const char *file, struct error *e);
