@@ -259,6 +259,25 @@ void train_log_end(struct train_run *r, const char *what)
 	     (long long)r->step, (long long)r->steps, time, memory, stopped ? "; the same command continues" : "");
 }
 
+void captions_count(struct cut_captions *c, const struct record *r, size_t tokens)
+{
+	c->drawn++;
+	if (tokens > c->most && c->cut++ == 0)
+		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (%s), as all longer ones are", c->file,
+		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", tokens, c->most, c->option);
+}
+
+int train_log_captions(struct train_run *r, struct error *e)
+{
+	const struct cut_captions *c = r->t->captions;
+	double x[] = {c ? (double)c->cut : 0, c ? (double)c->drawn : 0};
+	if (!c || comm_sum(&r->ranks->c, x, ARRAY_LEN(x), COMM_F64, e))
+		return c ? -1 : 0;
+	if (x[0] > 0)
+		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %zu tokens", x[0], x[1], c->most);
+	return 0;
+}
+
 void train_log_close(struct train_run *r)
 {
 	progress_end(&r->log.progress);
