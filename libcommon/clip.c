@@ -232,17 +232,6 @@ static int place_picture(struct clip_trainer *t, uint8_t *out, const struct reco
 	return 0;
 }
 
-/* A caption that does not fit is told when the first one is seen; the rest are counted. */
-static void count_cut(struct clip_trainer *t, const struct record *r)
-{
-	const struct clip_config *c = &t->model->config;
-	size_t most = (size_t)c->context - (c->closed ? 0 : 2);
-	t->drawn++;
-	if (r->text.n > most && t->cut++ == 0)
-		note(0, "the caption of record '%.*s' has %zu tokens and is cut to %zu (--context), as all longer ones are",
-		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", r->text.n, most);
-}
-
 /* Pictures, groups of equal captions and token lists of a batch; index numbers its first record for the draws. */
 static int gather(struct clip_trainer *t, const struct record *const *batch, int n, const struct tokens **text,
                   uint64_t index, bool training, struct error *e)
@@ -255,7 +244,7 @@ static int gather(struct clip_trainer *t, const struct record *const *batch, int
 		if (place_picture(t, t->rgb + (size_t)i * side * side * 3, r, index + (uint64_t)i, training, e))
 			return -1;
 		if (training)
-			count_cut(t, r);
+			captions_count(&t->captions, r, r->text.n);
 		text[i] = &r->text;
 		t->caption[i] = caption_hash(r, false);
 		t->group[i] = 0;
@@ -346,11 +335,12 @@ static double step_size(const void *self, const struct train_step *s)
 void clip_trainee(struct clip_trainer *t, struct trainee *out)
 {
 	struct clip *m = t->model;
+	t->captions = (struct cut_captions){.most = (size_t)m->config.context - (m->config.closed ? 0 : 2), .option = "--context"};
 	*out = (struct trainee){
 		.kind = "clip", .model = t, .params = &m->params, .text_id = m->text_id, .image_id = "",
 		.batch = m->batch, .beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-6f, .decay = (float)m->config.decay,
 		.average_decay = (float)m->config.average_decay, .average_every = 1, .text_rows = "token_embedding.weight",
 		.activation_bytes = arena_bytes(&m->arena), .grad_scale = GRAD_SCALE_RESBLOCK, .t_gradients = true,
-		.lr = step_size, .step = train_step, .evaluate = evaluate,
+		.captions = &t->captions, .lr = step_size, .step = train_step, .evaluate = evaluate,
 	};
 }

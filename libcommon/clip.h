@@ -108,7 +108,7 @@ struct clip_trainer {
 	uint8_t *rgb;   /* (batch, size, size, 3) host */
 	uint64_t *caption; /* (batch) caption_hash */
 	int32_t *group; /* (batch) host: the first record with an equal caption */
-	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than the context */
+	struct cut_captions captions;
 };
 int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
 void clip_trainer_free(struct clip_trainer *t);

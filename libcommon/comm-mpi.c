@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../kernels/convert.h"
 #include "comm.h"
@@ -10,7 +11,7 @@
 /* Elements of one message at most: counts are int, and a sum needs memory beside what is summed. */
 enum { PIECE = 1 << 22 };
 
-struct ranks {
+struct mpi_state {
 	MPI_Op add_1_6_9;
 	int *counts, *starts; /* (size) who sums which elements of a piece */
 	void *part;           /* this rank's share of a piece */
@@ -49,7 +50,7 @@ static void add_1_6_9(void *in, void *inout, int *n, MPI_Datatype *type)
  * out; together this moves no more bytes than a ring's all-reduce. */
 static int sum_piece(const struct comm *c, void *x, int n, MPI_Datatype type, MPI_Op op)
 {
-	struct ranks *r = c->state;
+	struct mpi_state *r = c->state;
 	for (int i = 0; i < c->size; i++) {
 		r->starts[i] = (int)((int64_t)n * i / c->size);
 		r->counts[i] = (int)((int64_t)n * (i + 1) / c->size) - r->starts[i];
@@ -62,7 +63,7 @@ static int sum_piece(const struct comm *c, void *x, int n, MPI_Datatype type, MP
 
 static int mpi_sum(struct comm *c, void *x, size_t n, enum comm_type type, struct error *e)
 {
-	struct ranks *r = c->state;
+	struct mpi_state *r = c->state;
 	const struct {
 		MPI_Datatype type;
 		size_t width;
@@ -95,41 +96,42 @@ static int mpi_broadcast(struct comm *c, void *x, size_t bytes, struct error *e)
 
 /* ---- begin and end ---- */
 
-/* How many ranks of this machine may run on a processor that this one may run on: launchers bind ranks to cores or not. */
+/* How many ranks of this machine may run on a processor that this one may run on: launchers bind ranks to cores or not.
+ * Where a rank cannot be asked (more processors than cpu_set_t has) it counts as running on all. */
 static int count_sharing(MPI_Comm local, int size, int *sharing)
 {
 	cpu_set_t own, *all = malloc((size_t)size * sizeof *all), both;
 	CPU_ZERO(&own);
 	if (!all)
 		return MPI_ERR_NO_MEM;
-	sched_getaffinity(0, sizeof own, &own);
+	if (sched_getaffinity(0, sizeof own, &own))
+		memset(&own, 0xff, sizeof own);
 	int code = MPI_Allgather(&own, sizeof own, MPI_BYTE, all, sizeof own, MPI_BYTE, local);
 	for (int i = 0; code == MPI_SUCCESS && i < size; i++) {
 		CPU_AND(&both, &own, &all[i]);
 		*sharing += CPU_COUNT(&both) > 0;
 	}
 	free(all);
-	*sharing = *sharing > 0 ? *sharing : 1;
 	return code;
 }
 
 static int look_at_machine(struct comm *c)
 {
 	MPI_Comm local;
-	int size = 1, code = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &local);
+	int code = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, c->rank, MPI_INFO_NULL, &local);
 	c->sharing = 0;
 	if (code != MPI_SUCCESS)
 		return code;
-	MPI_Comm_rank(local, &c->local_rank);
-	MPI_Comm_size(local, &size);
-	code = count_sharing(local, size, &c->sharing);
+	if ((code = MPI_Comm_rank(local, &c->local_rank)) == MPI_SUCCESS &&
+	    (code = MPI_Comm_size(local, &c->local_size)) == MPI_SUCCESS)
+		code = count_sharing(local, c->local_size, &c->sharing);
 	MPI_Comm_free(&local);
 	return code;
 }
 
 static void mpi_close(struct comm *c)
 {
-	struct ranks *r = c->state;
+	struct mpi_state *r = c->state;
 	MPI_Op_free(&r->add_1_6_9);
 	free(r->counts);
 	free(r->starts);
@@ -147,7 +149,7 @@ static void mpi_abort(struct comm *c, int status)
 
 static int start_sums(struct comm *c, struct error *e)
 {
-	struct ranks *r = c->state = calloc(1, sizeof *r);
+	struct mpi_state *r = c->state = calloc(1, sizeof *r);
 	size_t size = (size_t)c->size;
 	if (!r)
 		return no_memory(e);
@@ -167,10 +169,9 @@ static int mpi_open(struct comm *c, struct error *e)
 	if (code != MPI_SUCCESS)
 		return failed(e, "does not start", code);
 	MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-	MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
-	MPI_Comm_size(MPI_COMM_WORLD, &c->size);
-	if ((code = look_at_machine(c)) != MPI_SUCCESS)
-		return failed(e, "the ranks of this machine could not be counted", code);
+	if ((code = MPI_Comm_rank(MPI_COMM_WORLD, &c->rank)) != MPI_SUCCESS ||
+	    (code = MPI_Comm_size(MPI_COMM_WORLD, &c->size)) != MPI_SUCCESS || (code = look_at_machine(c)) != MPI_SUCCESS)
+		return failed(e, "the ranks could not be counted", code);
 	c->backend = &backend;
 	return start_sums(c, e);
 }

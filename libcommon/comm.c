@@ -52,7 +52,7 @@ static int check_others(struct comm *c, struct error *e)
 
 int comm_open(struct comm *c, enum comm_choice how, struct error *e)
 {
-	const struct comm alone = {.size = 1, .sharing = 1};
+	const struct comm alone = {.size = 1, .local_size = 1, .sharing = 1};
 	bool others = started_with_others();
 	struct error why = {0};
 	*c = alone;
@@ -85,5 +85,5 @@ void comm_close(struct comm *c)
 {
 	if (c->backend)
 		c->backend->close(c);
-	*c = (struct comm){.size = 1, .sharing = 1};
+	*c = (struct comm){.size = 1, .local_size = 1, .sharing = 1};
 }

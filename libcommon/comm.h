@@ -20,7 +20,7 @@ enum comm_type { COMM_F32, COMM_F64, COMM_1_6_9 };
 
 struct comm {
 	int rank, size;
-	int local_rank; /* among the ranks of this machine, from 0: whose GPU is whose */
+	int local_rank, local_size; /* among the ranks of this machine, from 0: whose GPU is whose */
 	int sharing;    /* ranks that may run on the same processors as this one, it included */
 	const struct comm_backend *backend; /* NULL: this process alone */
 	void *state;
@@ -34,7 +34,7 @@ struct comm_backend {
 	void (*close)(struct comm *c);
 };
 
-#define COMM_ABI 1
+#define COMM_ABI 2
 struct comm_plugin {
 	uint32_t abi, size; /* COMM_ABI, sizeof(struct comm) */
 	int (*open)(struct comm *c, struct error *e); /* fills c */

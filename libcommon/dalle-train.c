@@ -70,16 +70,6 @@ static void hide_tokens(struct dalle_fit *f, uint64_t seed, uint64_t place, int 
 	f->items[i].hidden = hidden;
 }
 
-/* A caption that does not fit is told when the first one is seen; the rest are counted. */
-static void count_cut(struct dalle_fit *f, const struct record *r, const struct dalle_item *item)
-{
-	size_t most = (size_t)f->d->c.text_length - 1;
-	f->drawn++;
-	if (item->text_n > most && f->cut++ == 0)
-		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (--text-length), as all longer ones are",
-		     f->file, (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", item->text_n, most);
-}
-
 /* One record as an item; tokens stay the record's or go into texts[i]. */
 static int make_item(struct dalle_fit *f, const struct train_step *s, const struct record *r, int i, struct error *e)
 {
@@ -115,7 +105,7 @@ static int make_items(struct dalle_fit *f, const struct train_step *s, const str
 		if (make_item(f, s, batch[i], i, e))
 			return -1;
 		if (s)
-			count_cut(f, batch[i], &f->items[i]);
+			captions_count(&f->captions, batch[i], f->items[i].text_n);
 	}
 	return 0;
 }
@@ -155,6 +145,7 @@ static int fit_evaluate(void *model, const struct train_step *s, const struct re
 void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, const struct header *h)
 {
 	const struct dalle_recipe *r = &f->recipe;
+	f->captions = (struct cut_captions){.most = (size_t)f->d->c.text_length - 1, .option = "--text-length"};
 	*t = (struct trainee){
 		.kind = "dalle", .model = f, .params = &f->d->params, .config = config,
 		.text_id = h->text.id, .image_id = h->image.id, .batch = r->batch,
@@ -165,6 +156,6 @@ void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, c
 		.text_rows = "text.embed.weight text.head.weight text.head.bias",
 		.image_rows = "image.embed.weight image.head.weight image.head.bias",
 		.grad_scale = f->grad_scale, .t_gradients = true,
-		.lr = step_size, .step = fit_step, .evaluate = fit_evaluate,
+		.captions = &f->captions, .lr = step_size, .step = fit_step, .evaluate = fit_evaluate,
 	};
 }

@@ -25,7 +25,7 @@ struct dalle_fit {
 	struct dalle_item *items; /* (batch) */
 	struct tokens *texts;     /* (batch) captions encoded with dropout */
 	uint8_t *hidden;          /* (batch, N_I) */
-	uint64_t drawn, cut;      /* captions so far, a record's counted at each pass; longer than the model's text states */
+	struct cut_captions captions;
 };
 
 /* Take host memory for batches of recipe.batch; then fill a trainee for train_run.  Evaluation is without dropout:

@@ -45,6 +45,11 @@ void grad_scale_free(struct grad_scale *s)
 
 /* ---- the rule ---- */
 
+static double clamped(const struct grad_scale *s, double x)
+{
+	return fmin(fmax(x, s->replicas * LEAST), s->replicas * GREATEST);
+}
+
 static void step_unit(struct grad_scale *s, int i)
 {
 	s->wait[i] -= s->wait[i] > 0;
@@ -54,7 +59,7 @@ static void step_unit(struct grad_scale *s, int i)
 		s->scale[i] *= M_SQRT1_2;
 		s->wait[i] = GRAD_SCALE_WINDOW;
 	}
-	s->scale[i] = fmin(fmax(s->scale[i], s->replicas * LEAST), s->replicas * GREATEST);
+	s->scale[i] = clamped(s, s->scale[i]);
 }
 
 void grad_scale_step(struct grad_scale *s, bool skipped)
@@ -99,9 +104,9 @@ static bool parse_unit(struct grad_scale *s, int i, const json_t *scale, const j
 {
 	double x = json_number_value(scale);
 	json_int_t w = json_integer_value(wait);
-	if (!(x >= s->replicas * LEAST && x <= s->replicas * GREATEST) || w < 0 || w > GRAD_SCALE_WINDOW)
+	if (!(x > 0 && isfinite(x)) || w < 0 || w > GRAD_SCALE_WINDOW)
 		return false;
-	s->scale[i] = x;
+	s->scale[i] = clamped(s, x);
 	s->wait[i] = (int)w;
 	return true;
 }

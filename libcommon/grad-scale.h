@@ -5,9 +5,12 @@
  * gradients of the weights inside come out multiplied by S_r, those of the layer norm before it do not.  With
  * GRAD_SCALE_GLOBAL the loss is multiplied by one factor and all gradients come out with it.
  *
- * After each update, of every unit for itself (D5, D6), M replicas: finite gradients: S *= 2^(1/1000); not finite: S /=
+ * After each update, of every unit for itself (D5, D6): finite gradients: S *= 2^(1/1000); not finite: S /=
  * sqrt 2, but not again within 125 updates; then S is clamped to [M 2^7, M 2^24].  It starts at M 2^13.  An update with
- * anything that is not finite is left out as a whole. */
+ * anything that is not finite is left out as a whole.
+ *
+ * M is the number of batches whose gradients are summed into an update and whose losses are divided by it (D8): the paper's
+ * replicas, each with one batch.  It makes up for that division. */
 #ifndef GRAD_SCALE_H
 #define GRAD_SCALE_H
 
@@ -26,7 +29,7 @@ enum { GRAD_SCALE_WINDOW = 125, GRAD_SCALE_MAX_UNITS = 1 << 16 };
 struct grad_scale {
 	enum grad_scale_kind kind;
 	int units;        /* 0, 1, or the number of resblocks */
-	double replicas;  /* M */
+	double replicas;  /* M: --accumulate, by however many ranks */
 	double *scale;    /* (units) */
 	int *wait;        /* (units) updates until it may be divided again */
 	bool *finite;     /* (units) whether the present update's gradients are */
@@ -70,8 +73,8 @@ void grad_scale_range(const struct grad_scale *s, double *least, double *greates
 
 /* For checkpoints: all of it but `finite`; NULL without memory. */
 json_t *grad_scale_json(const struct grad_scale *s);
-/* Into s, which was started with the kind and units of this run.  STATUS_BAD, naming what differs or is out of range; `file`
- * for messages. */
+/* Into s, which was started with the kind and units of this run.  STATUS_BAD, naming what differs or is corrupt; factors
+ * outside the bounds of s, as files of versions that had M = 1 may hold, become the nearest within; `file` for messages. */
 int grad_scale_parse(struct grad_scale *s, const json_t *j, const char *file, struct error *e);
 
 #endif

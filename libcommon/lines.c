@@ -200,7 +200,7 @@ int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, s
 {
 	bool has_tab = list_split(out, p, n);
 	if (tab && !has_tab)
-		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected KEY<TAB>CAPTION", lines_name(l),
+		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected NAME<TAB>CAPTION", lines_name(l),
 		            (unsigned long long)lines_number(l));
 	if (!tab && has_tab && lines_number(l) == 1)
 		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, as in a list of pictures",

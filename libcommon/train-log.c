@@ -11,7 +11,7 @@
 
 /* A spike is told when each of the last SPIKE_RUN losses lies above all of the SPIKE_WINDOW before them, and their least
  * by SPIKE times the spread of those (the distance from their middle to their highest) above that highest, and by a
- * hundredth of the middle: no single odd batch does it, nor the noise of small ones, however it is distributed. */
+ * twentieth of the middle: no single odd batch does it, nor the noise of small ones, however it is distributed. */
 #define SPIKE 1.0
 enum { SPIKE_QUIET = 200, TELL_SECONDS = 10, TELL_MOST = 600 };
 
@@ -182,7 +182,7 @@ static void watch_loss(struct train_run *r, double loss)
 		least = fmin(least, l->recent[(l->watched - i) % (int64_t)ARRAY_LEN(l->recent)]);
 	qsort(before, SPIKE_WINDOW, sizeof *before, by_value);
 	double middle = before[SPIKE_WINDOW / 2], highest = before[SPIKE_WINDOW - 1];
-	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 100))
+	if (least <= highest + fmax(SPIKE * (highest - middle), fabs(middle) / 20))
 		return;
 	warn("step %lld: the loss jumped to %.4g; the %d updates before had %.4g in the middle, %.4g at most", (long long)r->step,
 	     loss, SPIKE_WINDOW, middle, highest);
@@ -257,6 +257,25 @@ void train_log_end(struct train_run *r, const char *what)
 	bool stopped = strcmp(what, "stopped") == 0;
 	note(0, "%s: %s at step %lld of %lld, %s, peak memory %s%s", r->o->output, stopped ? "stopped and saved" : what,
 	     (long long)r->step, (long long)r->steps, time, memory, stopped ? "; the same command continues" : "");
+}
+
+void captions_count(struct cut_captions *c, const struct record *r, size_t tokens)
+{
+	c->drawn++;
+	if (tokens > c->most && c->cut++ == 0)
+		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (%s), as all longer ones are", c->file,
+		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", tokens, c->most, c->option);
+}
+
+int train_log_captions(struct train_run *r, struct error *e)
+{
+	const struct cut_captions *c = r->t->captions;
+	double x[] = {c ? (double)c->cut : 0, c ? (double)c->drawn : 0};
+	if (!c || comm_sum(&r->ranks->c, x, ARRAY_LEN(x), COMM_F64, e))
+		return c ? -1 : 0;
+	if (x[0] > 0)
+		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %zu tokens", x[0], x[1], c->most);
+	return 0;
 }
 
 void train_log_close(struct train_run *r)

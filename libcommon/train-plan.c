@@ -121,7 +121,7 @@ static void plan_each(const struct memory_plan *m)
 }
 
 static void print_plan(const struct memory_plan *m, const struct trainee *t, const struct train_options *o,
-                       const struct ops *ops, struct dev *dev)
+                       uint64_t room, const struct ops *ops, struct dev *dev)
 {
 	static const char *const names[BLOCKS] = {"weights", "weights for products", "gradients", "first moments", "second moments",
 	                                          "averaged weights", "averages for products"};
@@ -134,7 +134,7 @@ static void print_plan(const struct memory_plan *m, const struct trainee *t, con
 	plan_line("activations", m->activations, about);
 	plan_line("total on device", m->total, "");
 	ops->describe(dev, about, sizeof about);
-	plan_line("free on device", ops->memory(dev), about);
+	plan_line("free on device", room, about);
 	if (t->init_bytes)
 		plan_line("start on host", t->init_bytes, "for a time, at most");
 	if (m->best)
@@ -165,6 +165,13 @@ static int check_options(const struct trainee *t, const struct train_options *o,
 	return 0;
 }
 
+/* Ranks of one machine that compute on its processors divide its memory. */
+static uint64_t memory_of_rank(const struct train_options *o, const struct ops *ops, struct dev *dev)
+{
+	int sharing = o->ranks && ops == cpu_ops() && o->ranks->c.local_size > 1 ? o->ranks->c.local_size : 1;
+	return ops->memory(dev) / (uint64_t)sharing;
+}
+
 static int refuse_memory(const struct trainee *t, const struct train_options *o, const struct ops *ops, enum dtype type,
                          uint64_t needed, uint64_t room, struct error *e)
 {
@@ -184,9 +191,9 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 		return -1;
 	choose_storage(t, o);
 	make_plan(&m, t, o, ops->type(dev));
+	uint64_t room = memory_of_rank(o, ops, dev);
 	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
-		print_plan(&m, t, o, ops, dev);
-	uint64_t room = ops->memory(dev);
+		print_plan(&m, t, o, room, ops, dev);
 	if (m.total <= room)
 		return o->dry_run;
 	return refuse_memory(t, o, ops, ops->type(dev), m.total, room, e);

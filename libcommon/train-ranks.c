@@ -2,9 +2,11 @@
  * rank r computes those with number p where p % size = r.  All ranks walk the same data in the same order, sum gradients and
  * metrics, and make the same update; rank 0 alone writes.  Whatever a rank could decide by itself (a stop that was asked
  * for, a failure) is decided together in ranks_agree. */
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "device.h"
 #include "hash.h"
@@ -34,16 +36,38 @@ static int check_use(const struct ranks *k, const struct train_options *o, char 
 	for (int i = 0; i < n; i++)
 		if (refuse_pipe(files[i], e))
 			return -1;
-	return o->eval ? refuse_pipe(o->eval, e) : 0;
+	return (o->eval && refuse_pipe(o->eval, e)) || (o->init && refuse_pipe(o->init, e)) ? -1 : 0;
+}
+
+int ranks_need_file(const struct ranks *k, const char *file, struct error *e)
+{
+	return k->c.size > 1 ? refuse_pipe(file, e) : 0;
+}
+
+/* Launchers may bind ranks to fewer processors than their share: Open MPI binds one or two to a core each.  Where the ranks of
+ * a machine share their processors they are not bound apart. */
+static void tell_binding(const struct comm *c)
+{
+	cpu_set_t set;
+	int64_t online = sysconf(_SC_NPROCESSORS_ONLN);
+	if ((c->local_size > 1 && c->sharing == c->local_size) || sched_getaffinity(0, sizeof set, &set))
+		return;
+	int count = CPU_COUNT(&set);
+	if ((int64_t)count * c->local_size < online * c->sharing)
+		note(0, "rank %d may run on %d of this machine's %lld processors, with %d of its %d ranks: mpirun --bind-to none lets them"
+		     " divide all", c->rank, count, (long long)online, c->sharing, c->local_size);
 }
 
 /* Unless it was said how many: the ranks of a machine take no more threads together than one process would. */
 static void share_machine(const struct ranks *k, struct run_options *run)
 {
 	int threads = cpu_usable_threads() / k->c.sharing;
-	if (!run->threads && k->c.sharing > 1 && !getenv("OMP_NUM_THREADS"))
-		run->threads = threads > 0 ? threads : 1;
 	run->gpu = k->c.local_rank;
+	if (run->threads || getenv("OMP_NUM_THREADS"))
+		return;
+	if (k->c.sharing > 1)
+		run->threads = threads > 0 ? threads : 1;
+	tell_binding(&k->c);
 }
 
 int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e)
@@ -60,10 +84,19 @@ int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run
 	return check_use(k, o, files, n, e);
 }
 
+static void prefix_rank(const struct ranks *k, struct error *e)
+{
+	struct error own = *e;
+	snprintf(e->text, sizeof e->text, "rank %d: %.450s", k->c.rank, own.text);
+}
+
 int ranks_close(struct ranks *k, int status, struct error *e)
 {
-	if (!k->met) /* before train_run, where the others may wait */
+	k->ends = !k->met;
+	if (k->ends) /* before train_run, where the others may wait */
 		ranks_agree(k, e->status ? -1 : 0, NULL, e);
+	if (e->text[0] && !k->told && k->c.rank)
+		prefix_rank(k, e);
 	if (e->text[0])
 		report(e);
 	status = e->status ? e->status : status;
@@ -75,8 +108,8 @@ int ranks_close(struct ranks *k, int status, struct error *e)
 
 /* ---- agreeing ---- */
 
-/* What each rank gives to the sum: metrics, whether it was asked to stop, marks of how it failed. */
-enum { STOP = METRICS_MAX, FIRST_FAILED, FAILED /* + status */, WORDS = FAILED + STATUS_LIMIT + 1 };
+/* What each rank gives to the sum: metrics, whether it was asked to stop, whether it does not train, marks of how it failed. */
+enum { STOP = METRICS_MAX, ENDS, FIRST_FAILED, FAILED /* + status */, WORDS = FAILED + STATUS_LIMIT + 1 };
 
 /* A failure of rank 0 is told by rank 0 alone: most often all fail alike. */
 static int share_failure(struct ranks *k, const double *x, struct error *e)
@@ -89,8 +122,10 @@ static int share_failure(struct ranks *k, const double *x, struct error *e)
 			e->status = s;
 	if (k->c.rank == 0)
 		*e = own.status ? own : *e;
-	else if (own.status && x[FIRST_FAILED] == 0)
-		snprintf(e->text, sizeof e->text, "rank %d: %.450s", k->c.rank, own.text);
+	else if (own.status && x[FIRST_FAILED] == 0) {
+		*e = own;
+		prefix_rank(k, e);
+	}
 	return -1;
 }
 
@@ -105,6 +140,7 @@ int ranks_agree(struct ranks *k, int result, struct metrics *m, struct error *e)
 	for (int i = 0; m && i < m->n; i++)
 		x[i] = m->at[i].value;
 	x[STOP] = stop_requested != 0;
+	x[ENDS] = k->ends;
 	x[FIRST_FAILED] = result < 0 && k->c.rank == 0;
 	x[FAILED + status] = 1;
 	if (comm_sum(&k->c, x, WORDS, COMM_F64, e))
@@ -114,7 +150,11 @@ int ranks_agree(struct ranks *k, int result, struct metrics *m, struct error *e)
 	k->stop = x[STOP] > 0;
 	for (int s = 1; s <= STATUS_LIMIT; s++)
 		failed = failed || x[FAILED + s] > 0;
-	return failed ? share_failure(k, x, e) : result;
+	if (failed)
+		return share_failure(k, x, e);
+	if (x[ENDS] > 0 && !k->ends)
+		return fail(e, STATUS_USAGE, "another rank does not train, expected the same options of all ranks (--dry-run)");
+	return result;
 }
 
 bool ranks_stop(const struct ranks *k)
@@ -194,6 +234,61 @@ static int broadcast_weights(struct train_run *r, struct error *e)
 	return 0;
 }
 
+/* ---- the same command ---- */
+
+/* What decides which calls the ranks make together, and the bits they compute: must be equal everywhere. */
+static json_t *command_json(const struct train_run *r)
+{
+	const struct train_options *o = r->o;
+	json_t *j = json_is_object(r->t->config) ? json_copy(r->t->config) : json_object();
+	json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:b,s:b,s:s,s:s,s:s}", "accumulate", (json_int_t)o->accumulate, "save-every",
+	                         (json_int_t)o->save_every, "eval-every", (json_int_t)r->eval_every, "patience",
+	                         (json_int_t)o->patience, "keep-state", o->keep_state, "preview", r->t->preview != NULL, "eval",
+	                         r->eval ? loader_identity(r->eval) : "none", "device", r->p->ops->name, "precision",
+	                         dtype_name(r->p->ops->type(r->p->dev)));
+	if (!j || !more || json_object_update(j, r->identity) || json_object_update(j, more)) {
+		json_decref(j);
+		j = NULL;
+	}
+	json_decref(more);
+	return j;
+}
+
+static int compare_command(const struct train_run *r, const char *own, const char *of_0, struct error *e)
+{
+	struct difference d;
+	if (strcmp(own, of_0) == 0)
+		return 0;
+	json_t *here = json_loads(own, 0, NULL), *there = json_loads(of_0, 0, NULL);
+	if (here && there && train_differs(&d, there, here))
+		fail(e, STATUS_FAIL, "%s: its %s is %s, that of rank 0 is %s, expected the same options, data and kind of device on all"
+		     " ranks", r->o->output, d.key, d.is, d.was);
+	json_decref(here);
+	json_decref(there);
+	return fail(e, STATUS_FAIL, "%s: its run is another than that of rank 0, expected the same options", r->o->output);
+}
+
+static int same_command(struct train_run *r, struct error *e)
+{
+	json_t *j = command_json(r);
+	char *own = j ? json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS) : NULL, *of_0 = NULL;
+	uint64_t n = own ? strlen(own) + 1 : 0;
+	int result = -1;
+	json_decref(j);
+	if (comm_broadcast(&r->ranks->c, &n, sizeof n, e) == 0 && n)
+		of_0 = r->ranks->c.rank == 0 ? own : mem_alloc(n, 1, e);
+	if (own && of_0 && comm_broadcast(&r->ranks->c, of_0, n, e) == 0)
+		result = compare_command(r, own, of_0, e);
+	else
+		fail(e, STATUS_LIMIT, "out of memory");
+	if (of_0 != own)
+		free(of_0);
+	free(own);
+	return ranks_agree(r->ranks, result, NULL, e);
+}
+
+/* ---- the same state ---- */
+
 static int hash_json(struct hash *h, json_t *j, struct error *e)
 {
 	char *text = json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS);
@@ -214,7 +309,7 @@ static int hash_counters(struct hash *h, const struct train_run *r, struct error
 	json_t *scales = r->p->scales.units ? grad_scale_json(&r->p->scales) : json_object();
 	hash_add(h, numbers, sizeof numbers);
 	hash_add(h, &b->loss, sizeof b->loss);
-	int result = hash_json(h, r->identity, e) || hash_json(h, plateau, e) || hash_json(h, scales, e) ? -1 : 0;
+	int result = hash_json(h, plateau, e) || hash_json(h, scales, e) ? -1 : 0;
 	json_decref(plateau);
 	json_decref(scales);
 	return result;
@@ -264,7 +359,7 @@ int ranks_begin(struct train_run *r, int found, struct error *e)
 	found = ranks_agree(r->ranks, found, NULL, e);
 	if (found < 0 || r->ranks->c.size <= 1)
 		return found;
-	if (comm_broadcast(&r->ranks->c, &of_0, sizeof of_0, e))
+	if (same_command(r, e) || comm_broadcast(&r->ranks->c, &of_0, sizeof of_0, e))
 		return -1;
 	int result = of_0 == found ? 0 : fail(e, STATUS_FAIL, "%s: is not the file that rank 0 finds there, expected a shared one",
 	                                      r->o->output);
@@ -272,7 +367,7 @@ int ranks_begin(struct train_run *r, int found, struct error *e)
 		return -1;
 	result = found == 2 ? 0 : compare_state(r, e);
 	if (result == 1)
-		result = fail(e, STATUS_FAIL, "%s: step %lld: would go on from another state than rank 0, expected that all ranks find"
-		              " the same data and options, and here the same file", r->o->output, (long long)r->step);
+		result = fail(e, STATUS_FAIL, "%s: step %lld: would go on from another state than rank 0, expected that all ranks"
+		              " find the same file here", r->o->output, (long long)r->step);
 	return ranks_agree(r->ranks, result, NULL, e) ? -1 : found;
 }

@@ -86,6 +86,11 @@ void train_unlock(struct train_run *r);
 int train_describe(struct train_run *r, int argc, char **argv, struct error *e);
 /* Look at the output file: 0 start anew, 1 the state of an unfinished run was loaded, 2 already complete, -1. */
 int train_resume(struct train_run *r, struct error *e);
+/* The first member in which two objects differ, those that only one of them has included; values as text.  False: none. */
+struct difference {
+	char key[41], was[100], is[100];
+};
+bool train_differs(struct difference *d, json_t *was, json_t *is);
 int train_checkpoint(struct train_run *r, struct error *e);
 /* The finished file, from block avg, or w when the trainee does not average; `step` is what it holds. */
 int train_finish(struct train_run *r, int64_t step, struct error *e);
@@ -146,6 +151,7 @@ void train_log_start(struct train_run *r);
 void train_log_update(struct train_run *r, const struct metrics *m, double lr, double norm);
 void train_log_halving(struct train_run *r, double mean, double least, double lr);
 void train_log_evaluation(struct train_run *r, const struct metrics *m);
+int train_log_captions(struct train_run *r, struct error *e); /* those that were cut, of all ranks; 0 or -1 */
 void train_log_end(struct train_run *r, const char *what);
 void train_log_close(struct train_run *r);
 /* sum += weight * m, by name. */

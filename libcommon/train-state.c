@@ -31,7 +31,7 @@ static int try_lock(struct train_run *r, struct error *e)
 	struct stat ours, named;
 	int fd = open(r->lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 	if (fd < 0)
-		return fail_errno(e, "%s", r->lock_path);
+		return fail_errno(e, "%s: no lock file can be made beside it", r->o->output);
 	int got = 1;
 	if (flock(fd, LOCK_EX | LOCK_NB))
 		got = errno == EWOULDBLOCK ? lock_held(r, fd, e) : fail_errno(e, "%s", r->lock_path);
@@ -287,28 +287,35 @@ static void value_text(char *out, size_t n, const json_t *j)
 	free(text);
 }
 
+bool train_differs(struct difference *d, json_t *was, json_t *is)
+{
+	const char *key;
+	json_t *value;
+	json_t *all = json_copy(is);
+	json_object_update_missing(all, was);
+	*d = (struct difference){0};
+	json_object_foreach(all, key, value) {
+		json_t *a = json_object_get(was, key), *b = json_object_get(is, key);
+		if (*d->key || (a && b && json_equal(a, b)))
+			continue;
+		snprintf(d->key, sizeof d->key, "%s", key);
+		value_text(d->was, sizeof d->was, a);
+		value_text(d->is, sizeof d->is, b);
+	}
+	json_decref(all);
+	return *d->key != 0;
+}
+
 /* Both objects must be equal; the first member that differs is named. */
 static int same_object(const struct train_run *r, const char *what, json_t *old, json_t *now, bool finished,
                        struct error *e)
 {
-	const char *key;
-	json_t *value;
-	char a[100], b[100];
+	struct difference d;
 	if (json_equal(old, now))
 		return 0;
-	json_t *all = json_copy(now);
-	json_object_update_missing(all, old); /* members that only one of them has count too */
-	json_object_foreach(all, key, value) {
-		json_t *was = json_object_get(old, key), *is = json_object_get(now, key);
-		if (was && is && json_equal(was, is))
-			continue;
-		value_text(a, sizeof a, was);
-		value_text(b, sizeof b, is);
-		fail(e, STATUS_BAD, "%s: is a%s run whose %s%.40s is %s, not %s; --restart replaces it", r->o->output,
-		     finished ? " complete" : "n unfinished", what, key, a, b);
-		break;
-	}
-	json_decref(all);
+	if (train_differs(&d, old, now))
+		return fail(e, STATUS_BAD, "%s: is a%s run whose %s%s is %s, not %s; --restart replaces it", r->o->output,
+		            finished ? " complete" : "n unfinished", what, d.key, d.was, d.is);
 	return fail(e, STATUS_BAD, "%s: is a run of another version, its %s differs; --restart replaces it", r->o->output,
 	            *what ? what : "description");
 }

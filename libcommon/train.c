@@ -60,7 +60,7 @@ static int compute(struct train_run *r, struct train_step *s, struct metrics *m,
 	struct comm *c = &r->ranks->c;
 	if (ranks_agree(r->ranks, accumulate(r, s, m, e), m, e) || sum_gradients(r, m, e) || params_grad_norm(r->p, norm, e))
 		return -1;
-	return comm_broadcast(c, norm, sizeof *norm, e); /* its last bits depend on the number of threads */
+	return comm_broadcast(c, norm, sizeof *norm, e); /* no news on like devices; on others ranks still clip alike */
 }
 
 static void average(struct train_run *r)
@@ -313,7 +313,7 @@ static int start_scales(struct train_run *r, struct error *e)
 	int units = 0;
 	for (int i = 0; i < p->count; i++)
 		units = p->rows[i].unit >= units ? p->rows[i].unit + 1 : units;
-	return grad_scale_start(&p->scales, kind, units, 1, e);
+	return grad_scale_start(&p->scales, kind, units, (int)r->o->accumulate, e);
 }
 
 /* What train_resume says; a new run has its weights. */
@@ -358,7 +358,7 @@ static int run(struct train_run *r, struct error *e)
 	if (status == STATUS_OK && finish_run(r, e))
 		status = -1;
 	train_log_end(r, status == STATUS_OK ? "complete" : status == STATUS_AGAIN ? "stopped" : "failed");
-	return status;
+	return status >= 0 && train_log_captions(r, e) ? -1 : status;
 }
 
 static void release(struct train_run *r)
@@ -383,6 +383,8 @@ int train_run(struct trainee *t, const struct train_options *o, struct loader *d
 	                      .ranks = o->ranks ? o->ranks : &alone};
 	if (o->dry_run) /* a trainer that did not plan before */
 		return train_plan(t, o, t->params->ops, t->params->dev, e) < 0 ? e->status : STATUS_OK;
+	if (t->captions)
+		t->captions->file = loader_name(data);
 	signals_defer();
 	int found = prepare(&r, argc, argv, e);
 	int status = found < 0 ? -1 : found == 2 ? STATUS_OK : run(&r, e);

@@ -54,6 +54,7 @@ double metrics_get(const struct metrics *m, const char *name); /* NaN when absen
 struct ranks {
 	struct comm c; /* size 0 or 1: this process alone */
 	bool met;      /* all have met in ranks_agree, within train_run or after it */
+	bool ends;     /* this one ends without train_run: it failed, or only planned */
 	bool stop;     /* one was asked to stop, and all know */
 	bool told;     /* all know of a failure, and the one that has it tells */
 };
@@ -117,6 +118,16 @@ struct plateau_rule {
 	double gain;
 };
 
+/* Captions that have more tokens than the model reads. */
+struct cut_captions {
+	size_t most;         /* tokens that are read */
+	const char *option;  /* that decides it, for messages */
+	const char *file;    /* train_run's data */
+	uint64_t drawn, cut; /* captions so far, a record's counted at each pass; longer than most */
+};
+/* Count the caption of r, which has `tokens`; the first that is cut is told, all are when the run ends. */
+void captions_count(struct cut_captions *c, const struct record *r, size_t tokens);
+
 struct train_step {
 	int64_t step;  /* of this update, from 0 */
 	int64_t steps; /* in all */
@@ -141,6 +152,7 @@ struct trainee {
 	uint64_t init_bytes;                 /* of the host's memory, which init takes for a time, at most */
 	bool can_recompute;                  /* --recompute is there and not given: named when memory does not suffice */
 	struct plateau_rule plateau;
+	struct cut_captions *captions;       /* counted by step(); NULL: none */
 	/* Names, separated by spaces, of the tensors with a row for each text or image token: what another vocabulary
 	 * changes.  NULL: none. */
 	const char *text_rows, *image_rows;
@@ -180,9 +192,11 @@ int train_run(struct trainee *t, const struct train_options *o, struct loader *d
 
 /* The first thing after the options were read.  Opens k by --comm and, when others train along, makes this process its part
  * of them: run gets its share of the machine's processors and its GPU, all but rank 0 fall silent.  o->ranks is then k.
- * files (n) are the data, for each rank to read.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a command that ranks
- * cannot share. */
+ * files (n) are the data, which each rank reads, as the files of o.  0; -1 with STATUS_FAIL without MPI, STATUS_USAGE for a
+ * command that ranks cannot share. */
 int ranks_open(struct ranks *k, struct train_options *o, struct run_options *run, char *const *files, int n, struct error *e);
+/* Another file that each rank reads: -1 with STATUS_USAGE when it is a pipe and there are several ranks. */
+int ranks_need_file(const struct ranks *k, const char *file, struct error *e);
 /* The last thing: tells e, once where ranks fail alike; a rank that failed alone ends the others.  Returns the exit status. */
 int ranks_close(struct ranks *k, int status, struct error *e);
 

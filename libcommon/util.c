@@ -495,10 +495,14 @@ static void on_fatal_signal(int sig)
 	raise(sig);
 }
 
+/* A second signal ends the program at once, but not one right after the first: timeout(1) sends two. */
 static void on_stop_signal(int sig)
 {
-	if (stop_requested)
+	static double asked;
+	if (stop_requested && seconds_now() - asked > 1)
 		on_fatal_signal(sig);
+	if (!stop_requested)
+		asked = seconds_now();
 	stop_requested = sig;
 }
 

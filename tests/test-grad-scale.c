@@ -120,14 +120,32 @@ static void check_json(void)
 		      strstr(e.text, "is resblock, not global"),
 	      "%s", e.text);
 	e = (struct error){0};
-	json_array_set_new(json_object_get(again, "scale"), 1, json_real(1e30));
-	CHECK(grad_scale_parse(&b, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "corrupt"), "%s", e.text);
-	e = (struct error){0};
+	const double corrupt[] = {0, -8192};
+	for (int i = 0; i < 2; i++) {
+		json_array_set_new(json_object_get(again, "scale"), 1, json_real(corrupt[i]));
+		CHECK(grad_scale_parse(&b, again, "file", &e) == -1 && e.status == STATUS_BAD && strstr(e.text, "corrupt"), "%s", e.text);
+		e = (struct error){0};
+	}
 	json_array_set_new(json_object_get(again, "scale"), 1, json_string("x"));
 	CHECK(grad_scale_parse(&b, again, "file", &e) == -1 && e.status == STATUS_BAD, "%s", e.text);
 	grad_scale_free(&a), grad_scale_free(&b), grad_scale_free(&c), grad_scale_free(&d);
 	json_decref(j), json_decref(again);
 	free(text);
+}
+
+/* Files of a time when every run had the bounds of one replica. */
+static void check_other_bounds(void)
+{
+	struct grad_scale a = started(GRAD_SCALE_RESBLOCK, 3, 1), b = started(GRAD_SCALE_RESBLOCK, 3, 64);
+	struct error e = {0};
+	a.scale[0] = 0x1p7, a.scale[1] = 0x1p20;
+	json_t *j = grad_scale_json(&a);
+	json_array_set_new(json_object_get(j, "scale"), 2, json_real(0x1p40));
+	CHECK(grad_scale_parse(&b, j, "file", &e) == 0, "%s", e.text);
+	CHECK(b.scale[0] == 64 * 0x1p7 && b.scale[1] == 0x1p20 && b.scale[2] == 64 * 0x1p24, "%g %g %g, expected the nearest within",
+	      b.scale[0], b.scale[1], b.scale[2]);
+	grad_scale_free(&a), grad_scale_free(&b);
+	json_decref(j);
 }
 
 int main(void)
@@ -137,5 +155,6 @@ int main(void)
 	check_clamp();
 	check_none();
 	check_json();
+	check_other_bounds();
 	return check_done();
 }

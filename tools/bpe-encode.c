@@ -19,7 +19,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "dropout", &dropout, 0, 1, "P", "BPE dropout: skip each merge with this probability"),
 	OPT_INT('s', "seed", &seed, 0, INT64_MAX / 1024, "N", "seed of the dropout"),
 	OPT_FLAG(0, "strict", &strict, "fail instead of cutting captions or mending their UTF-8"),
-	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION, as in a list of pictures"),
+	OPT_FLAG('t', "tab", &tab, "lines are NAME<TAB>CAPTION, as in a list of pictures"),
 	OPT_FLAG('0', "zero", &zero, "lines end with NUL, not newline"),
 	OPT_INT(0, "level", &level, -1, 22, "N", "compression level, 0 for none (bare), -1 for the smallest file"),
 	OPT_OUTPUT(&output),

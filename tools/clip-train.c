@@ -109,9 +109,6 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
 	}
-	if (trainer.cut)
-		note(0, "%llu of %llu captions drawn, a record's at each pass, were cut to %lld tokens", (unsigned long long)trainer.cut,
-		     (unsigned long long)trainer.drawn, (long long)config.context - (config.closed ? 0 : 2));
 	clip_trainer_free(&trainer);
 	clip_free(&model);
 	return e->status ? e->status : status;

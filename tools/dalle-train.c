@@ -147,7 +147,7 @@ static int open_vocabulary(struct dalle_fit *f, const struct header *h, struct e
 {
 	if (!vocabulary)
 		return 0;
-	f->bpe = bpe_open(vocabulary, e);
+	f->bpe = ranks_need_file(&ranks, vocabulary, e) ? NULL : bpe_open(vocabulary, e);
 	if (!f->bpe)
 		return -1;
 	if (strcmp(bpe_id(f->bpe), h->text.id) != 0)
@@ -198,10 +198,6 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	const struct header *h = data ? loader_header(data) : &none;
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
-	double cut[] = {(double)fit.cut, (double)fit.drawn}; /* by all ranks */
-	if (!e->status && comm_sum(&ranks.c, cut, ARRAY_LEN(cut), COMM_F64, e) == 0 && cut[0] > 0)
-		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %d tokens", cut[0], cut[1],
-		     model.config.text_length - 1);
 	json_decref(t.config);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);

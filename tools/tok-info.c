@@ -348,6 +348,20 @@ static int describe(struct summary *all, char *const *files, int n, const char *
 	return r;
 }
 
+/* A file that is damaged hides no other.  Returns the first failure's status. */
+static int describe_each(struct summary *all, char *const *files, int n)
+{
+	int result = STATUS_OK;
+	for (int i = 0; i < n; i++) {
+		struct error e = {0};
+		if (describe(all, files + i, 1, files[i], &e)) {
+			int status = report(&e);
+			result = result ? result : status;
+		}
+	}
+	return result;
+}
+
 static void put_total(struct summary *all)
 {
 	if (all->mixed_text)
@@ -385,15 +399,15 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	struct summary all = {.files = json_array()};
 	bool several = argc - first > 1;
-	int r = several ? 0 : describe(&all, argv + first, argc - first, NULL, &e);
-	for (int i = first; several && r == 0 && i < argc; i++)
-		r = describe(&all, argv + i, 1, argv[i], &e);
-	if (r == 0 && several)
+	int result = several ? describe_each(&all, argv + first, argc - first) : 0;
+	if (!several)
+		describe(&all, argv + first, argc - first, NULL, &e);
+	else
 		put_total(&all);
-	if (r == 0 && as_json)
+	if (!e.status && as_json)
 		print_json(all.root, &e);
 	json_decref(all.root);
 	json_decref(all.files);
 	stats_free(&all.total);
-	return finish(e.status ? report(&e) : STATUS_OK);
+	return finish(e.status ? report(&e) : result);
 }

@@ -109,7 +109,7 @@ clip-train -q -x tiny -b 8 -n 2 --init clip.safetensors --new-vocabulary -o tune
 
 # Captions that are cut: told once when first seen, counted at the end.
 clip-train -x tiny -b 8 -n 4 --context 4 -o cut.safetensors all.pix 2> err || bad "captions that are cut"
-grep -q "the caption of record '[a-z]*' has [0-9]* tokens and is cut to 2 (--context)" err && tail -n 1 err | grep -q '^clip-train: 32 of 32 captions drawn, .* cut to 2 tokens' &&
+grep -q "all.pix: the caption of record '[a-z]*' has [0-9]* tokens and is cut to 2 (--context)" err && tail -n 1 err | grep -q '^clip-train: 32 of 32 captions drawn, .* cut to 2 tokens' &&
 	[ "$(grep -c 'is cut' err)" -eq 1 ] || bad "captions that are cut: $(cat err)"
 
 # A model's sizes come with it, crops and ends of captions included.

@@ -21,6 +21,14 @@ if ! command -v mpirun > /dev/null || [ ! -e "$BUILD/lib/dalle-tools/dalle-mpi.s
 	exit $failed
 fi
 
+case $(mpirun --version 2> /dev/null) in
+*'Open MPI'*) ;;
+*)
+	echo "ranks.sh: mpirun is not Open MPI's, whose options these tests use: the rest was skipped"
+	exit $failed
+	;;
+esac
+
 # ranks N COMMAND...: as N processes; what mpirun itself says of their status is left out of err
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none
@@ -71,37 +79,37 @@ compare f16 3 2e-2 -p f16
 ls | grep -q 'lock\|tmp-' && bad "left behind: $(ls)"
 
 # the same bits again by as many ranks, whatever stopped them meanwhile; another number of ranks goes on from there
-many="dalle-train -q -x tiny -s 3 -b 4 -p f32 -n 80 --accumulate 4 --save-every 10"
-ranks 2 $many -o whole.st train.tok || bad "whole run: $(cat err)"
-# stopped SIGNAL WHO: WHO is mpirun or a rank; sets $status, leaves stopped.st
+many="dalle-train -q -x tiny -s 3 -b 4 -p f32 --accumulate 4 --save-every 10"
+# stopped SIGNAL WHO STEPS: WHO is mpirun or a rank; sets $status, leaves stopped.st
 stopped() {
 	rm -f stopped.* pid.*
 	# shellcheck disable=SC2016
-	mpirun -n 2 sh -c 'echo $$ > pid.$OMPI_COMM_WORLD_RANK; exec "$@"' sh $many --log stopped.jsonl -o stopped.st train.tok 2> err &
+	timeout 60 sh -c 'echo $$ > pid.mpirun; exec mpirun -n 2 "$@"' sh sh -c 'echo $$ > pid.$OMPI_COMM_WORLD_RANK; exec "$@"' sh \
+		$many -n "$3" --log stopped.jsonl -o stopped.st train.tok 2> err &
 	pid=$!
 	while [ ! -s stopped.jsonl ] && kill -0 $pid 2> /dev/null; do sleep 0.02; done
 	while [ "$1" = KILL ] && [ ! -e stopped.st ] && kill -0 $pid 2> /dev/null; do sleep 0.02; done
-	who=$pid
-	[ "$2" = mpirun ] || who=$(cat "pid.$2")
-	kill "-$1" "$who" 2> /dev/null
+	kill "-$1" "$(cat "pid.$2")" 2> /dev/null
 	wait $pid
 	status=$?
 }
-for way in 'TERM 1 75' 'KILL 1 137'; do
+for way in 'TERM 1 75' 'KILL 1 137' 'USR1 mpirun 75'; do
 	set -- $way
-	stopped "$1" "$2"
-	# a fast machine may have finished before the signal
-	[ $status -eq "$3" ] || [ $status -eq 0 ] || bad "SIG$1 to $2: status $status: $(cat err)"
+	for steps in 80 400 2000; do # a fast machine may have finished before the signal
+		stopped "$1" "$2" $steps
+		[ $status -eq 0 ] || break
+	done
+	[ $status -eq "$3" ] || bad "SIG$1 to $2: status $status, expected $3: $(cat err)"
 	[ $status -ne 75 ] || model-info -s stopped.st | grep -q '^unfinished   step = ' || bad "SIG$1 to $2: no state saved"
-	ranks 2 $many -o stopped.st --log stopped.jsonl train.tok || bad "resume after SIG$1 to $2: $(cat err)"
-	[ "$(tensors whole.st)" = "$(tensors stopped.st)" ] || bad "SIG$1 to $2 and resume: other weights"
+	[ "$2" != mpirun ] || break
+	[ -e whole.$steps ] || ranks 2 $many -n $steps -o whole.$steps train.tok || bad "whole run: $(cat err)"
+	ranks 2 $many -n $steps -o stopped.st --log stopped.jsonl train.tok || bad "resume after SIG$1 to $2: $(cat err)"
+	[ "$(tensors whole.$steps)" = "$(tensors stopped.st)" ] || bad "SIG$1 to $2 and resume: other weights"
 done
-stopped USR1 mpirun
-[ $status -eq 75 ] || [ $status -eq 0 ] || bad "SIGUSR1 to mpirun: status $status: $(cat err)"
-$many -o stopped.st -j1 --log stopped.jsonl train.tok || bad "one process goes on from two ranks"
-$many -o alone.st -j1 --log alone.jsonl train.tok || bad "one process"
+$many -n $steps -o stopped.st -j1 --log stopped.jsonl train.tok || bad "one process goes on from two ranks"
+$many -n $steps -o alone.st -j1 --log alone.jsonl train.tok || bad "one process"
 near "begun by two ranks, ended by one: loss" 1e-4 "$(last alone.jsonl loss)" "$(last stopped.jsonl loss)"
-ranks 2 $many -o whole.st train.tok || bad "complete run again: $(cat err)"
+ranks 2 $many -n $steps -o stopped.st train.tok || bad "complete run again: $(cat err)"
 
 # dVAE and CLIP
 LC_ALL=C awk 'BEGIN {
@@ -129,7 +137,7 @@ done
 refuses() {
 	want=$1 text=$2
 	shift 2
-	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" 2> err
+	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" > /dev/null 2> err
 	status=$?
 	grep '^[a-z]*-train: ' err > told
 	[ $status -eq "$want" ] && [ "$(wc -l < told)" -eq 1 ] && grep -q -- "$text" told || bad "$*: status $status: $(cat err)"
@@ -138,21 +146,46 @@ two="$tiny --accumulate 2"
 refuses 2 'accumulate 1 is less than the 2 ranks' -n 2 $tiny -o new.st train.tok
 refuses 2 'stdin: is a pipe' -n 2 $two -o new.st
 refuses 2 'held: is a pipe' -n 2 sh -c "rm -f held; mkfifo held 2> /dev/null; exec $two --eval held -o new.st train.tok"
+for option in init bpe; do
+	refuses 2 'held: is a pipe' -n 2 sh -c "mkfifo held 2> /dev/null; exec $two --$option held -o new.st train.tok"
+done
 refuses 3 'cut.tok: ' -n 2 sh -c "head -c 500 train.tok > cut.\$OMPI_COMM_WORLD_RANK; mv cut.\$OMPI_COMM_WORLD_RANK cut.tok; exec $two -o new.st cut.tok"
 refuses 2 '--patience needs' -n 2 $two --patience 2 -o new.st train.tok
 # one rank alone: it tells, none waits for it
 refuses 1 'rank 1: missing.tok: ' -n 1 $two -o new.st train.tok : -n 1 $two -o new.st missing.tok
-refuses 1 'rank 1: .*another state than rank 0' -n 1 $two -o new.st train.tok : -n 1 $two -o new.st held.tok
+# what must be equal everywhere, named
+differs() { refuses 1 "rank 1: new.st: its $1" -n 1 $two -o new.st --eval held.tok train.tok : -n 1 $two -o new.st --eval $2; }
+differs 'data is ' 'held.tok held.tok'
+differs 'eval is ' 'train.tok train.tok'
+differs 'save-every is 1, that of rank 0 is 1000' 'held.tok --save-every 1 train.tok'
+differs 'precision is ' 'held.tok -p f32 train.tok'
+differs 'width is ' 'held.tok --width 64 train.tok'
+refuses 2 'rank 1: another rank does not train' -n 1 $two --dry-run train.tok : -n 1 $two -o new.st train.tok
 [ ! -e new.st ] && [ ! -e new.st.lock ] || bad "a refused run left a file"
 (printf 'P6 8 8 255\n' && head -c 192 p1.ppm) > small.ppm
 (cat pairs.tsv && printf 'small.ppm\tsmall\n') > mixed.tsv && img-pack -q -s 0 mixed.tsv > mixed.pix || bad "setting up pictures of two sizes"
 refuses 3 'record .* is 8x8 pixels' -n 3 dvae-train -q -x tiny -b 2 -n 50 --size 16 --calibrate 0 --accumulate 3 -o mixed.st mixed.pix
-# a plan is printed once
-mpirun -n 2 $two --dry-run train.tok > plan
+# also before the training begins
+refuses 1 "rank 1: .*cuda" -n 1 $two --dry-run train.tok : -n 1 env EMU_DEVICES=0 DALLE_PLUGINS="$BUILD/emulated:$BUILD/lib/dalle-tools" $two --dry-run -d cuda train.tok
+# captions that are cut are those of all ranks
+for kind in dalle clip; do
+	file=train.tok most=--text-length
+	[ $kind = dalle ] || file=data.pix most=--context
+	ranks 2 $kind-train -x tiny -s 3 -b 4 -n 2 --accumulate 2 $most 4 -o cut.st --restart "$file" || bad "$kind: cut captions: $(cat err)"
+	tail -n 1 err | grep -q '[1-9] of 16 captions drawn' || bad "$kind: cut captions are not those of two ranks: $(cat err)"
+done
+# a plan is printed once; ranks on the processors of one machine divide its memory
+ranks 2 $two --dry-run train.tok > plan
 [ "$(grep -c '^parameters' plan)" -eq 1 ] && grep -q '^messages on host .*285 KiB' plan || bad "--dry-run of two ranks: $(cat plan)"
-# ranks that do not compute alike: noticed before anything is written
+room() { awk '/^free on device/ { printf "%.0f", $4 * 1024 ^ index("KMGT", substr($5, 1, 1)) }' "$1"; }
+$two --dry-run train.tok > alone
+[ "$(room plan)" -gt 0 ] && [ "$(room plan)" -lt $(($(room alone) * 3 / 4)) ] || bad "memory of two ranks: $(cat alone plan)"
+# ranks that do not compute alike: another device is told at once, and what nothing tells before anything is written (step
+# sizes: a few stand for all)
 export EMU_DEVICES=1
-refuses 1 'rank 1: .*other bits than those of rank 0' -n 1 $two -p f32 -d cpu -o new.st train.tok : \
+refuses 1 'rank 1: new.st: its device is "cuda"' -n 1 $two -p f32 -d cpu -o new.st train.tok : \
 	-n 1 env DALLE_PLUGINS="$BUILD/emulated:$BUILD/lib/dalle-tools" $two -p f32 -d cuda -o new.st train.tok
+refuses 1 'rank 1: .*other bits than those of rank 0' -n 1 $two -n 20 --halve-at 5 -o new.st train.tok : \
+	-n 1 $two -n 20 --halve-at 6 -o new.st train.tok
 [ ! -e new.st ] || bad "drifted ranks wrote a file"
 exit $failed

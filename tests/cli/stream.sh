@@ -87,6 +87,8 @@ expect() { # status, words, command...
 }
 head -c 100 a.tok >cut.tok
 expect 3 'cut.tok: truncated' tok-info cut.tok
+tok-info a.tok cut.tok c.bare >three 2>err
+[ $? = 3 ] && grep -q 'cut.tok: truncated' err && tok-info a.tok c.bare | cmp -s - three || bad "a damaged file hides others: $(cat err three)"
 head -c 130 b.bare >cut.bare
 expect 3 'truncated: 0 records and no end record' tok-cat -o never.tok cut.bare
 [ ! -e never.tok ] || bad "a failed run left its output"

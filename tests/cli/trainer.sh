@@ -51,7 +51,7 @@ pid=$!
 while [ ! -s log.jsonl ] && kill -0 $pid 2> /dev/null; do
 	sleep 0.02
 done
-kill -TERM $pid 2> /dev/null
+kill -TERM $pid 2> /dev/null && kill -INT $pid 2> /dev/null # the second right after is no impatience
 wait $pid
 status=$?
 # a fast machine may have finished before the signal
