@@ -39,21 +39,30 @@ near "$gpu" "$cpu" 1e-5; ok $? "gradients on a GPU: loss $gpu, on the CPU $cpu"
 # Two ranks, where MPI is.
 if command -v mpirun >/dev/null && [ -e "$(dirname "$(command -v dalle-train)")/../lib/dalle-tools/dalle-mpi.so" ]; then
 	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-	ranks="mpirun -n 2"
+	mpi="timeout 60 mpirun --mca mpi_yield_when_idle 1 --bind-to none"
+	ranks="$mpi -n 3"
+	three=$(train three.st --powersgd 2 --accumulate 3 -n 4)
+	ranks=
+	one=$(train one.st --powersgd 2 --accumulate 3 -n 4)
+	near "$three" "$one" 1e-5; ok $? "three ranks: loss $three, one $one"
+	ranks="$mpi -n 2"
 	two=$(train two.st --powersgd 2) two16=$(train two16.st --powersgd 2 --powersgd-format 16)
 	near "$two" "$low" 1e-5; ok $? "two ranks: loss $two, one $low"
 	near "$two16" "$low16" 1e-4; ok $? "two ranks in 16 bits: loss $two16, one $low16"
 fi
 
-# Stopped after its first lines and resumed, with a checkpoint after each update: the same weights and error buffers.
-for format in f32 16; do
-	how="--powersgd 2 --powersgd-format $format --save-every 1 --keep-state"
+# Ended at a checkpoint and resumed: the same weights and error buffers.  A stop saves, which must be at an update where
+# the whole run does, too; killed runs go back to the last such.
+for way in 'f32 1 USR1' '16 7 KILL'; do
+	set -- $way
+	format=$1
+	how="--powersgd 2 --powersgd-format $format --save-every $2 --keep-state"
 	long="dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 100"
 	$ranks $long -o whole$format.st $how train.tok; ok $? "$format, 100 updates"
-	$ranks $long -o parts$format.st $how train.tok 2>err &
+	${ranks#timeout 60 } $long -o parts$format.st $how train.tok 2>err &
 	pid=$!
 	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
-	kill -USR1 $pid 2>/dev/null
+	if [ "$3" = KILL ] && [ "$ranks" ]; then pkill -KILL -P $pid; else kill "-$3" $pid 2>/dev/null; fi
 	wait $pid
 	model-info -s parts$format.st | grep -q '^unfinished ' ||
 		echo "powersgd: no run was stopped, this machine is too fast for the test"
