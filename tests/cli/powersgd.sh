@@ -39,7 +39,7 @@ near "$gpu" "$cpu" 1e-5; ok $? "gradients on a GPU: loss $gpu, on the CPU $cpu"
 # Two ranks, where MPI is.
 if command -v mpirun >/dev/null && [ -e "$(dirname "$(command -v dalle-train)")/../lib/dalle-tools/dalle-mpi.so" ]; then
 	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-	mpi="timeout 60 mpirun --mca mpi_yield_when_idle 1 --bind-to none"
+	mpi="timeout -k 5 60 mpirun --mca mpi_yield_when_idle 1 --bind-to none"
 	ranks="$mpi -n 3"
 	three=$(train three.st --powersgd 2 --accumulate 3 -n 4)
 	ranks=
@@ -59,7 +59,7 @@ for way in 'f32 1 USR1' '16 7 KILL'; do
 	how="--powersgd 2 --powersgd-format $format --save-every $2 --keep-state"
 	long="dalle-train -q -x tiny -j 1 -p f32 -b 4 --accumulate 2 -n 100"
 	$ranks $long -o whole$format.st $how train.tok; ok $? "$format, 100 updates"
-	${ranks#timeout 60 } $long -o parts$format.st $how train.tok 2>err &
+	${ranks#timeout -k 5 60 } $long -o parts$format.st $how train.tok 2>err &
 	pid=$!
 	while ! [ -e parts$format.st ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
 	if [ "$3" = KILL ] && [ "$ranks" ]; then pkill -KILL -P $pid; else kill "-$3" $pid 2>/dev/null; fi

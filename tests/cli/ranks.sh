@@ -36,7 +36,7 @@ export OMPI_MCA_orte_execute_quiet=1
 ranks() {
 	n=$1
 	shift
-	timeout 60 mpirun -n "$n" "$@" 2> err
+	timeout -k 5 60 mpirun -n "$n" "$@" 2> err
 }
 last() { grep "\"$2\":" "$1" | tail -n 1 | sed "s/.*\"$2\":\([-0-9.e]*\).*/\1/"; } # LOG NAME
 # near WHAT BOUND A B: relative
@@ -137,7 +137,7 @@ done
 refuses() {
 	want=$1 text=$2
 	shift 2
-	OMPI_MCA_odls_base_sigkill_timeout=0 timeout 60 mpirun "$@" > /dev/null 2> err
+	timeout -k 5 60 mpirun "$@" > /dev/null 2> err
 	status=$?
 	grep '^[a-z]*-train: ' err > told
 	[ $status -eq "$want" ] && [ "$(wc -l < told)" -eq 1 ] && grep -q -- "$text" told || bad "$*: status $status: $(cat err)"
