@@ -120,6 +120,18 @@ static void plan_each(const struct memory_plan *m)
 	       bytes[0][1], bytes[1][0], bytes[1][1]);
 }
 
+/* What gradients on their way to other ranks take. */
+static uint64_t message_bytes(const struct trainee *t, const struct train_options *o)
+{
+	return o->ranks && o->ranks->c.size > 1 ? ranks_message(t->params) * sizeof(float) : 0;
+}
+
+/* On the device; a CPU's memory is the host's, too. */
+static uint64_t needed(const struct memory_plan *m, const struct trainee *t, const struct train_options *o, const struct ops *ops)
+{
+	return m->total + (ops == cpu_ops() ? m->best + m->powersgd + message_bytes(t, o) : 0);
+}
+
 static void print_plan(const struct memory_plan *m, const struct trainee *t, const struct train_options *o,
                        uint64_t room, const struct ops *ops, struct dev *dev)
 {
@@ -132,17 +144,17 @@ static void print_plan(const struct memory_plan *m, const struct trainee *t, con
 	plan_each(m);
 	snprintf(about, sizeof about, "%d records at once", t->batch);
 	plan_line("activations", m->activations, about);
-	plan_line("total on device", m->total, "");
-	ops->describe(dev, about, sizeof about);
-	plan_line("free on device", room, about);
 	if (t->init_bytes)
 		plan_line("start on host", t->init_bytes, "for a time, at most");
 	if (m->best)
 		plan_line("best weights on host", m->best, "for --patience");
 	if (m->powersgd)
 		plan_line("PowerSGD on host", m->powersgd, "error buffers and factors");
-	if (o->ranks && o->ranks->c.size > 1)
-		plan_line("messages on host", ranks_message(t->params) * sizeof(float), "of each rank");
+	if (message_bytes(t, o))
+		plan_line("messages on host", message_bytes(t, o), "of each rank");
+	plan_line("total on device", needed(m, t, o, ops), "");
+	ops->describe(dev, about, sizeof about);
+	plan_line("free on device", room, about);
 }
 
 static int check_options(const struct trainee *t, const struct train_options *o, enum dtype type, struct error *e)
@@ -173,10 +185,10 @@ static uint64_t memory_of_rank(const struct train_options *o, const struct ops *
 }
 
 static int refuse_memory(const struct trainee *t, const struct train_options *o, const struct ops *ops, enum dtype type,
-                         uint64_t needed, uint64_t room, struct error *e)
+                         uint64_t bytes, uint64_t room, struct error *e)
 {
 	char need[24], have[24];
-	format_bytes(need, sizeof need, needed);
+	format_bytes(need, sizeof need, bytes);
 	format_bytes(have, sizeof have, room);
 	return fail(e, STATUS_LIMIT, "training needs %s of memory, %s has %s free; it needs less with %s%s%s%sa smaller model",
 	            need, ops->name, have, t->batch > 1 ? "a smaller --batch or " : "", t->can_recompute ? "--recompute or " : "",
@@ -194,7 +206,8 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
 	uint64_t room = memory_of_rank(o, ops, dev);
 	if (o->dry_run && !(o->ranks && o->ranks->c.rank))
 		print_plan(&m, t, o, room, ops, dev);
-	if (m.total <= room)
+	uint64_t bytes = needed(&m, t, o, ops);
+	if (bytes <= room)
 		return o->dry_run;
-	return refuse_memory(t, o, ops, ops->type(dev), m.total, room, e);
+	return refuse_memory(t, o, ops, ops->type(dev), bytes, room, e);
 }

@@ -88,4 +88,6 @@ refused 3 'powersgd is .*"rank":2.*, not none' --powersgd 0
 refused 2 'need --powersgd' --powersgd-format 16
 refused 2 'need --powersgd' --powersgd-keep
 dalle-train -x tiny --powersgd 2 --dry-run train.tok | grep -q '^PowerSGD on host '; ok $? "--dry-run tells its memory"
+total() { dalle-train -x tiny -d cpu --dry-run "$@" train.tok | grep '^total'; }
+[ "$(total)" != "$(total --powersgd 2)" ]; ok $? "a processor's memory is the host's: $(total --powersgd 2)"
 [ $fails -eq 0 ]
