@@ -270,9 +270,11 @@ void captions_count(struct cut_captions *c, const struct record *r, size_t token
 int train_log_captions(struct train_run *r, struct error *e)
 {
 	const struct cut_captions *c = r->t->captions;
-	double x[] = {c ? (double)c->cut : 0, c ? (double)c->drawn : 0};
-	if (!c || comm_sum(&r->ranks->c, x, ARRAY_LEN(x), COMM_F64, e))
-		return c ? -1 : 0;
+	if (!c)
+		return 0;
+	double x[] = {(double)c->cut, (double)c->drawn};
+	if (comm_sum(&r->ranks->c, x, ARRAY_LEN(x), COMM_F64, e))
+		return -1;
 	if (x[0] > 0)
 		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %zu tokens", x[0], x[1], c->most);
 	return 0;

@@ -277,7 +277,7 @@ static int same_command(struct train_run *r, struct error *e)
 	json_decref(j);
 	if (comm_broadcast(&r->ranks->c, &n, sizeof n, e) == 0 && n)
 		of_0 = r->ranks->c.rank == 0 ? own : mem_alloc(n, 1, e);
-	if (own && of_0 && comm_broadcast(&r->ranks->c, of_0, n, e) == 0)
+	if (of_0 && comm_broadcast(&r->ranks->c, of_0, n, e) == 0 && own) /* who lacks its own still takes part */
 		result = compare_command(r, own, of_0, e);
 	else
 		fail(e, STATUS_LIMIT, "out of memory");

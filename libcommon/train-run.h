@@ -124,7 +124,7 @@ int ranks_same(struct train_run *r, struct error *e); /* all have weights and st
 
 static inline int ranks_size(const struct train_run *r)
 {
-	return r->ranks->c.size > 1 ? r->ranks->c.size : 1;
+	return r->ranks->c.size;
 }
 
 static inline bool ranks_first(const struct train_run *r) /* who writes */

@@ -52,7 +52,7 @@ double metrics_get(const struct metrics *m, const char *name); /* NaN when absen
 
 /* The ranks of a training, and what they know of each other. */
 struct ranks {
-	struct comm c; /* size 0 or 1: this process alone */
+	struct comm c; /* size 1: this process alone */
 	bool met;      /* all have met in ranks_agree, within train_run or after it */
 	bool ends;     /* this one ends without train_run: it failed, or only planned */
 	bool stop;     /* one was asked to stop, and all know */

@@ -398,12 +398,13 @@ int main(int argc, char **argv)
 		return finish(status);
 	struct error e = {0};
 	struct summary all = {.files = json_array()};
-	bool several = argc - first > 1;
-	int result = several ? describe_each(&all, argv + first, argc - first) : 0;
-	if (!several)
-		describe(&all, argv + first, argc - first, NULL, &e);
-	else
+	int result = STATUS_OK;
+	if (argc - first > 1) {
+		result = describe_each(&all, argv + first, argc - first);
 		put_total(&all);
+	} else {
+		describe(&all, argv + first, argc - first, NULL, &e);
+	}
 	if (!e.status && as_json)
 		print_json(all.root, &e);
 	json_decref(all.root);

@@ -18,13 +18,10 @@ static void copy(const char *folder, const char *name)
 
 static void begin(void)
 {
-	char text[256];
 	copy("clip-bpe", "vocab.json");
 	copy("clip-bpe", "merges.txt");
 	copy("hf-clip/quick", "model.safetensors");
-	ops = cpu_ops();
-	dev = ops->open(0, DT_F32, 1, text, sizeof text);
-	MUST(dev);
+	fuzz_device(&ops, &dev);
 }
 
 static void embed(struct clip *m)

@@ -10,14 +10,6 @@
 static const struct ops *ops;
 static struct dev *dev;
 
-static void open_device(void)
-{
-	char text[256];
-	ops = cpu_ops();
-	dev = ops->open(0, DT_F32, 1, text, sizeof text);
-	MUST(dev);
-}
-
 static void use_dalle(const json_t *j)
 {
 	struct error e = {0};
@@ -56,8 +48,7 @@ static void use_dvae(const json_t *j)
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
-	if (!dev)
-		open_device();
+	fuzz_device(&ops, &dev);
 	json_t *j = json_loadb((const char *)p, n, JSON_REJECT_DUPLICATES, NULL);
 	use_dalle(j);
 	use_clip(j);

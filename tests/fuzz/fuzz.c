@@ -49,6 +49,17 @@ void fuzz_put(const char *name, const void *p, size_t n)
 	close(fd);
 }
 
+void fuzz_device(const struct ops **ops, struct dev **dev)
+{
+	static struct dev *opened;
+	char text[256];
+	*ops = cpu_ops();
+	if (!opened)
+		opened = (*ops)->open(0, DT_F32, 1, text, sizeof text);
+	MUST(opened);
+	*dev = opened;
+}
+
 struct buf fuzz_load(const char *path)
 {
 	struct buf b = {0};

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../kernels/ops.h"
 #include "../../libcommon/util.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n);
@@ -38,6 +39,9 @@ static inline size_t fuzz_cut(const uint8_t *p, size_t n, uint8_t at, const uint
 	*rest_n = n - first - (found != NULL);
 	return first;
 }
+
+/* The CPU in f32, on one thread; opened at the first call. */
+void fuzz_device(const struct ops **ops, struct dev **dev);
 
 /* fuzz-model.c.  A safetensors file: its header up to a zero byte, then its data, cut or filled up with zeros to the end
  * that the header tells, so that mutations of the header find their bytes there.  The file's path. */

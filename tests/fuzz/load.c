@@ -9,14 +9,6 @@
 static const struct ops *ops;
 static struct dev *dev;
 
-static void open_device(void)
-{
-	char text[256];
-	ops = cpu_ops();
-	dev = ops->open(0, DT_F32, 1, text, sizeof text);
-	MUST(dev);
-}
-
 static int64_t member(const struct weights *w, const char *key)
 {
 	return json_integer_value(json_object_get(weights_config(w), key));
@@ -81,8 +73,7 @@ static void use_dalle(const char *path)
 
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
-	if (!dev)
-		open_device();
+	fuzz_device(&ops, &dev);
 	const char *path = fuzz_safetensors(p, n);
 	if (!is_small(path))
 		return 0;
