@@ -22,7 +22,6 @@ done
 model-import -o dvae.safetensors encoder.pkl decoder-old.pkl || bad "model-import"
 model-import encoder-old.pkl decoder.pkl > other.safetensors || bad "model-import to stdout"
 model-info -c dvae.safetensors > info && grep -q '86 tensors intact' info || bad "its checksums: $(cat info)"
-tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 [ "$(tensors dvae.safetensors)" = "$(tensors other.safetensors)" ] || bad "the containers differ"
 dvae-decode -m dvae.safetensors -p f32 encoder.pkl.tok | img-unpack --ppm > merged.ppm || bad "decoding with the merged file"
 dvae-decode -m decoder.pkl -p f32 encoder.pkl.tok 2> err | img-unpack --ppm > alone.ppm

@@ -1,11 +1,11 @@
 # powersgd.sh - dalle-train --powersgd: one rank and two give the same, full rank is a plain sum, runs go on to the same
 # bits, what does not fit is refused.
+. "$SRC/tests/helpers.sh"
 set -u
 fails=0
 gen=$(dirname "$(command -v dalle-train)")/../tests/gen-tokens
 A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 ok() { if [ "$1" -ne 0 ]; then echo "not ok: $2"; fails=$((fails + 1)); fi; }
-tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 "$gen" 40 1 256 $A 64 4 4 $B >train.tok
 
 # The last update's loss, as --log has it; of 40, if no option says else.

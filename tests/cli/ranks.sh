@@ -44,7 +44,6 @@ near() {
 	awk -v a="$3" -v b="$4" -v most="$2" 'BEGIN { d = a - b; exit !(a != "" && b != "" && (d < 0 ? -d : d) <= most * (a < 0 ? -a : a)) }' ||
 		bad "$1: $4, expected $3"
 }
-tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 
 # sums over two and three ranks, one more than divides what is summed
 for n in 2 3; do
@@ -112,16 +111,7 @@ near "begun by two ranks, ended by one: loss" 1e-4 "$(last alone.jsonl loss)" "$
 ranks 2 $many -n $steps -o stopped.st train.tok || bad "complete run again: $(cat err)"
 
 # dVAE and CLIP
-LC_ALL=C awk 'BEGIN {
-	for (i = 0; i < 24; i++) {
-		name = "p" i ".ppm"
-		printf "P6 16 16 255\n" > name
-		for (k = 0; k < 256; k++)
-			printf "%c%c%c", 1 + i * 5, 1 + k % 16 * 7, 1 + (k * i) % 120 > name
-		close(name)
-		print name "\tpicture " i
-	}
-}' > pairs.tsv
+pictures 24 5
 cut -f2 pairs.tsv | bpe-train -q -k 300 -o words.bpe && img-pack -q -s 16 pairs.tsv | bpe-encode -q -m words.bpe -o data.pix ||
 	bad "setting up pictures"
 for kind in dvae clip; do

@@ -1,6 +1,7 @@
 #!/bin/sh
 # trainer-large.sh - data several times larger than --memory: in shards, stopped and resumed to the same bytes, damaged
 # under way, through a pipe; memory that does not suffice; numbers that are no longer finite.
+. "$SRC/tests/helpers.sh"
 fails=0
 fail() {
 	echo "trainer-large: $*"
@@ -8,7 +9,6 @@ fail() {
 }
 gen=$(dirname "$(command -v dalle-train)")/../tests/gen-tokens
 A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
-tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 
 # 15000 records of some 320 bytes in memory: more than four times 1 MiB
 for part in 1 2 3; do

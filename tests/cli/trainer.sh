@@ -1,23 +1,14 @@
 #!/bin/sh
 # trainer.sh - what every trainer does, shown with dvae-train: stop and resume to the same bytes, a full disk, a second
 # run on the same file, refusals, --dry-run.
+. "$SRC/tests/helpers.sh"
 fails=0
 fail() {
 	echo "trainer: $*"
 	fails=$((fails + 1))
 }
 
-# 40 pictures; their bytes stay below 128, which every awk can print
-LC_ALL=C awk 'BEGIN {
-	for (i = 0; i < 40; i++) {
-		name = "p" i ".ppm"
-		printf "P6 16 16 255\n" > name
-		for (k = 0; k < 256; k++)
-			printf "%c%c%c", 1 + i * 3, 1 + k % 16 * 7, 1 + (k * i) % 120 > name
-		close(name)
-		print name "\tpicture " i
-	}
-}' > pairs.tsv
+pictures 40 3
 img-pack -q -s 16 -o data pairs.tsv || fail "img-pack"
 
 common="-q -x tiny -b 8 -j 1 -n 60"
@@ -41,7 +32,6 @@ for wait in - 0.05 0.08 0.03 0.11 0.06 0.09 0.04 0.13 0.07; do
 done
 [ "${kills:-0}" -gt 0 ] || echo "trainer: no run was killed, this machine is too fast for the test"
 train killed.safetensors --save-every 1 || fail "run after kill -9"
-tensors() { model-info -Jc "$1" | sed 's/.*"tensors"://'; }
 [ "$(tensors whole.safetensors)" = "$(tensors killed.safetensors)" ] || fail "kill -9 and resume: other weights"
 ls | grep -q 'tmp-\|lock' && fail "left behind: $(ls)"
 
