@@ -39,7 +39,8 @@ static int thread_sum(struct comm *c, void *x, size_t n, enum comm_type type, st
 {
 	float *sum = calloc(n ? n : 1, sizeof *sum);
 	posted[c->rank] = x;
-	messages[type] += c->rank == 0;
+	if (c->rank == 0) /* the counter belongs to this thread alone */
+		messages[type]++;
 	pthread_barrier_wait(&barrier);
 	for (int r = 0; r < c->size; r++)
 		for (size_t i = 0; i < n; i++)
