@@ -13,10 +13,13 @@ struct golden_case {
 	struct dvae_config config;
 	int n;
 	struct dvae_pass pass;
+	bool smooth; /* no ReLU, maximum or absolute value is near its kink: bf16 moves none to its other side */
 };
 static const struct golden_case cases[] = {
-	{"dvae-stem1", {8, 1, 8, 6, 2, 2, 11, 7, 1.0 / 16}, 2, {0.7f, 1, -INFINITY, 6.6, 0, 11, 0, 4}},
-	{"dvae-stem2", {16, 2, 8, 5, 3, 1, 13, 3, 0.4}, 3, {0.5f, 1, -INFINITY, 3.3, 0, 12, 0, 5}},
+	{"dvae-stem1", {8, 1, 8, 6, 2, 2, 11, 7, 1.0 / 16}, 2, {0.7f, 1, -INFINITY, 6.6, 0, 11, 0, 4}, false},
+	{"dvae-stem2", {16, 2, 8, 5, 3, 1, 13, 3, 0.4}, 3, {0.5f, 1, -INFINITY, 3.3, 0, 12, 0, 5}, false},
+	{"dvae-smooth1", {8, 1, 8, 6, 2, 2, 11, 7, 0.25}, 2, {0.7f, 1, -INFINITY, 6.6, 0, 47, 0, 4}, true},
+	{"dvae-smooth2", {8, 2, 8, 5, 2, 1, 13, 3, 0.4}, 2, {0.7f, 1, -INFINITY, 6.6, 0, 91, 0, 4}, true},
 };
 
 /* f32 sums of some hundred terms against f64: 1e-4 leaves room for cancellation in the biases. */
@@ -48,9 +51,10 @@ static void compare(struct dvae *d, const struct weights *w, const char *name, c
 	free(got);
 }
 
-/* f32: each within the bound.  bf16: all as one vector within it, and over the tensors (root mean square of the relative
- * errors) as near as PyTorch's own autocast comes: both are ruled by a few ReLUs that fall on the other side. */
-static void compare_gradients(struct dvae *d, const struct weights *w, const struct variant *v)
+/* f32, and bf16 where the point is smooth: each within the bound.  bf16 elsewhere: all as one vector within it, and over the
+ * tensors (root mean square of the relative errors) as near as PyTorch's own autocast comes: both are ruled by a few ReLUs
+ * that fall on the other side. */
+static void compare_gradients(struct dvae *d, const struct weights *w, const struct variant *v, bool smooth)
 {
 	struct params *p = dvae_params(d);
 	double far = 0, all = 0, ours = 0, autocast = 0;
@@ -63,7 +67,7 @@ static void compare_gradients(struct dvae *d, const struct weights *w, const str
 		float *rough = golden(w, name);
 		d->ops->get(d->dev, got, r->g, r->n * sizeof *got);
 		double off = relative(got, want, r->n), size = norm(want, r->n);
-		CHECK(v->type != DT_F32 || off < v->bound, "%s: gradient of %s is off by %g of its norm", v->name, r->name, off);
+		CHECK((v->type != DT_F32 && !smooth) || off < v->bound, "%s: gradient of %s is off by %g of its norm", v->name, r->name, off);
 		far += off * off * size * size, all += size * size;
 		ours += off * off, autocast += (double)*rough * *rough;
 		free(want), free(got), free(rough);
@@ -95,7 +99,7 @@ static void test_case(const struct golden_case *c, const struct weights *w, cons
 		      v->name, i, got[i], loss[i]);
 	compare(d, w, "z", d->z, (size_t)c->n * G * G * (size_t)c->config.codes, v);
 	compare(d, w, "out", d->out, 6 * pixels, v);
-	compare_gradients(d, w, v);
+	compare_gradients(d, w, v, c->smooth);
 	free(rgb);
 	free(values);
 	free(loss);
