@@ -1,6 +1,7 @@
 /* opt.c - see opt.h.  A small parser of our own over the table rather than getopt_long: the
  * table carries ranges, defaults and help, and presets look options up before parsing. */
 #include "opt.h"
+#include "wait-policy.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -247,6 +248,7 @@ static void rotate(char **argv, int to, int from, int n)
 
 int opt_parse(const struct tool *tool, int argc, char **argv, int *first)
 {
+	wait_policy_set(argv);
 	program_name = tool->name;
 	signals_install();
 	bool posix = getenv("POSIXLY_CORRECT") != NULL;
