@@ -8,7 +8,7 @@
  * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
  * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
  * complete" (status 0) for a finished one.  A command that would compute something else (other config, data, seed,
- * batch, number of updates or step sizes) is refused, naming what differs and --restart.  With keep_state the finished
+ * batch, number of updates, recipe) is refused, naming the options that differ and --restart.  With keep_state the finished
  * file keeps the state, and the same command with more updates goes on from it.
  *
  * A trainer's main:
@@ -77,6 +77,7 @@ struct train_options {
 	bool keep_state;     /* the finished file can be prolonged */
 	int moments;         /* of matrices; 0: f32, 1: 16 bits (D10) */
 	bool no_master;      /* matrices in the 16-bit type alone, rounded at random (D12) */
+	const struct opt *table; /* the tool's options, for messages; may be NULL */
 	struct powersgd_options powersgd; /* how gradients of ranks are summed; of rank 0: plainly */
 	int comm;            /* enum comm_choice */
 	struct ranks *ranks; /* set by ranks_open; NULL: this process alone */
@@ -140,6 +141,7 @@ struct trainee {
 	void *model;
 	struct params *params;
 	json_t *config;                      /* owned by the caller */
+	json_t *recipe;                      /* what else decides the result: options by name, _ for -; the caller's, may be NULL */
 	const char *text_id, *image_id;      /* "" when none; written into the file */
 	int batch;                           /* records per step() call */
 	float beta1, beta2, eps, decay, v_max; /* AdamW */

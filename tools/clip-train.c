@@ -105,9 +105,11 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 		fill_trainer(&trainer, &model, loader_header(data));
 		clip_trainee(&trainer, &trainee);
 		trainee.config = clip_config_json(&config);
+		trainee.recipe = clip_recipe(&trainer);
 		if (train_plan(&trainee, &train, ops, dev, e) == 0 && clip_build(&model, e) == 0)
 			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
+		json_decref(trainee.recipe);
 	}
 	clip_trainer_free(&trainer);
 	clip_free(&model);
@@ -125,6 +127,7 @@ int main(int argc, char **argv)
 		status = check_options();
 	if (status >= 0)
 		return finish(status);
+	train.table = options;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
 	struct loader *data = NULL;

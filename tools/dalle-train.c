@@ -175,6 +175,8 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	if (r == 0)
 		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
 	dalle_fit_trainee(f, t, config, h);
+	if (r == 0 && !(t->recipe = dalle_fit_recipe(f)))
+		r = fail(e, STATUS_LIMIT, "out of memory");
 	t->activation_bytes = bytes;
 	t->can_recompute = !recompute;
 	if (on_plateau)
@@ -199,6 +201,7 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
 	json_decref(t.config);
+	json_decref(t.recipe);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);
 	dalle_free(&d);
@@ -216,6 +219,7 @@ int main(int argc, char **argv)
 	if (status >= 0)
 		return finish(status);
 	/* A plan without data is made for the preset's vocabularies and grid. */
+	train.table = options;
 	struct loader *data = NULL;
 	bool planned = train.dry_run && first == argc;
 	if (ranks_open(&ranks, &train, &run, argv + first, argc - first, &e) == 0 && !planned)

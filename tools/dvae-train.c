@@ -96,9 +96,11 @@ static int train_fit(struct dvae *d, struct loader *data, int argc, char **argv,
 		return status;
 	dvae_fit_trainee(f, &trainee);
 	trainee.config = dvae_config_to_json(dvae_configuration(d));
+	trainee.recipe = dvae_fit_recipe(&fit);
 	trainee.text_id = trainee.image_id = "";
 	status = train_run(&trainee, &train, data, argc, argv, e);
 	json_decref(trainee.config);
+	json_decref(trainee.recipe);
 	dvae_fit_free(f);
 	return status;
 }
@@ -134,6 +136,7 @@ int main(int argc, char **argv)
 		fit.schedule.lr = train.lr;
 	if (train.warmup >= 0)
 		fit.schedule.warmup = train.warmup;
+	train.table = options;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
 	struct loader *data = NULL;

@@ -97,7 +97,7 @@ refused 3 "cut.tok" x.st dalle-train -x tiny -n 1 -o x.st cut.tok
 refused 2 "preset 'huge'" x.st dalle-train -x huge -n 1 -o x.st train.tok
 # Halvings: by a rule in the large presets, at given updates, by a rule when asked for; the rule is part of the run.
 large="dalle-train -q -x 1.2b --layers 1 --width 32 --heads 2 --conv-k 3 --text-length 16 -b 2 -j1 -n 2"
-$large -o rule.st train.tok && model-info -s rule.st | grep -q '^training *plateau = .*"most":5' ; ok $? "the large presets halve on a plateau"
+$large -o rule.st train.tok && model-info -s rule.st | grep -q '^training *halve_on_plateau = .*"halvings":5' ; ok $? "the large presets halve on a plateau"
 $large --halve-at 1 -o at.st train.tok; ok $? "--halve-at with a large preset"
 model-info -s at.st | grep -q plateau; [ $? -ne 0 ]; ok $? "--halve-at takes the rule's place"
 $large --cosine --log cosine.jsonl -n 6 --warmup 1 --lr 1 --lr-end 0.25 -o cosine.st train.tok; ok $? "--cosine with a large preset"

@@ -65,9 +65,16 @@ dvae-train -q -x tiny -b 8 -j 1 -n 20 --eval data -o quiet.safetensors data 2> e
 [ ! -s err ] || fail "-q is not quiet: $(cat err)"
 # another run: refused, named
 train whole.safetensors -s 7 2> err
-[ $? -eq 3 ] && grep -q 'seed is 1, not 7.*--restart' err || fail "other seed: $(cat err)"
+[ $? -eq 3 ] && grep -q 'complete run with --seed 1 (now 7); --restart' err || fail "other seed: $(cat err)"
+train whole.safetensors -s 7 --lr 0.002 --hidden 24 --gain 0.5 --moments 16 --augment flip 2> err
+[ $? -eq 3 ] && [ "$(wc -l < err)" -eq 1 ] || fail "many other options: $(cat err)"
+for what in '--hidden 16 (now 24)' '--gain [0-9.]* (now 0.5)' '--seed 1 (now 7)' '--lr [0-9.]* (now 0.002)' \
+	'--augment none (now flip)' 'no --moments (now 16)'; do
+	grep -q -e "$what" err || fail "many other options: no '$what' in $(cat err)"
+done
+grep -q 'step_sizes' err && fail "many other options: what follows from them is told: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 59 -o whole.safetensors data 2> err
-[ $? -eq 3 ] && grep -q 'steps is 60, not 59.*--restart' err || fail "fewer steps: $(cat err)"
+[ $? -eq 3 ] && grep -q 'with --steps 60 (now 59); --restart' err || fail "fewer steps: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 61 -o whole.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'cannot go on to step 61; .*--init whole.safetensors .*--restart' err || fail "more steps: $(cat err)"
 # with its state kept it goes on
@@ -122,7 +129,7 @@ wait $pid 2> /dev/null
 train killed16.safetensors $narrow --save-every 2 || fail "16 bits: run after kill -9"
 [ "$(tensors narrow.safetensors)" = "$(tensors killed16.safetensors)" ] || fail "16 bits: other weights after kill -9"
 train narrow.safetensors -p bf16 --moments 16 2> err
-[ $? -eq 3 ] && grep -q -- '--restart' err || fail "with a master copy after all: $(cat err)"
+[ $? -eq 3 ] && grep -q 'with --no-master (now not given); --restart' err || fail "with a master copy after all: $(cat err)"
 dvae-train -q -x tiny -n 2 -p f32 --no-master -o f32.safetensors data 2> err
 [ $? -eq 2 ] && grep -q -- '--no-master needs' err || fail "--no-master in f32: $(cat err)"
 
