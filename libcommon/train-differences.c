@@ -47,13 +47,8 @@ static void real_text(char *out, size_t n, double x)
 /* As it is typed; nothing for what is given or not. */
 static void value_text(char *out, size_t n, const struct opt *o, const json_t *v)
 {
-	size_t length;
-	const char *choice = o && o->kind == OPT_K_CHOICE && json_is_integer(v)
-		? choice_name(o->arg, (int)json_integer_value(v), &length) : NULL;
 	*out = 0;
-	if (choice) {
-		snprintf(out, n, "%.*s", (int)length, choice);
-	} else if (json_is_string(v)) {
+	if (json_is_string(v)) {
 		snprintf(out, n, "%s", json_string_value(v));
 	} else if (json_is_real(v)) {
 		real_text(out, n, json_real_value(v));

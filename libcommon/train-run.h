@@ -50,7 +50,6 @@ struct train_init {
 	struct weights *file; /* NULL: none */
 	bool other_text, other_image; /* it is of another vocabulary, dVAE */
 	char id[ID_LENGTH + 1];
-	int anew;             /* tensors that it did not give */
 	json_t *commands;     /* that made it; NULL when unknown */
 };
 
@@ -104,6 +103,8 @@ int train_plateau_load(struct train_run *r, const json_t *j); /* -1 when it is c
 json_t *train_plateau_rule_json(const struct train_run *r); /* for the run's identity */
 
 /* train-init.c */
+/* Before any memory is taken: kind, vocabulary, dVAE, names and shapes of the tensors; of a pipe nothing. */
+int train_init_check(const struct trainee *t, const struct train_options *o, struct error *e);
 int train_init_open(struct train_run *r, struct error *e); /* checks kind, vocabulary and dVAE */
 int train_init_load(struct train_run *r, struct error *e); /* over the initial weights */
 void train_init_close(struct train_run *r);

@@ -178,9 +178,9 @@ struct trainee {
 	int (*preview)(void *model, const struct train_step *s, struct error *e);
 };
 
-/* Check the options, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
+/* Check the options and the tensors of --init, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
  * moments, averages and activations fit the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1:
- * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE. */
+ * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE, STATUS_BAD. */
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
 

@@ -86,7 +86,7 @@ void buf_free(struct buf *b);
 int parse_int(const char *s, int64_t min, int64_t max, int64_t *out, struct error *e);
 int parse_real(const char *s, double min, double max, double *out, struct error *e);
 
-/* Lists of names, "a|b|c".  Name i and its length; NULL when there are fewer.  The number of a name; -1: none. */
+/* Lists of names, "a|b|c".  Name i and its length; NULL when there are fewer, or no list.  The number of a name; -1: none. */
 const char *choice_name(const char *list, int i, size_t *n);
 int choice_number(const char *list, const char *name);
 

@@ -94,6 +94,11 @@ static int apply_preset(int argc, char **argv)
 	return status;
 }
 
+static bool halves_on_plateau(void)
+{
+	return on_plateau || (model.recipe.halving && !cosine && !halvings);
+}
+
 static void apply_options(void)
 {
 	model.config.layers = (int)layers;
@@ -111,12 +116,26 @@ static void apply_options(void)
 		model.recipe.lr = train.lr;
 	if (train.warmup >= 0)
 		model.recipe.warmup = train.warmup;
-	if (model.recipe.halving && !cosine && !halvings)
-		on_plateau = true;
+	on_plateau = halves_on_plateau();
+}
+
+/* Options of one schedule of step sizes with another: -1 to go on, or the exit status. */
+static int check_schedule(int argc, char **argv)
+{
+	static const char *const plateau[] = {"halvings", "plateau-window", "plateau-gain", "plateau-patience"};
+	if (cosine + on_plateau + (halvings != NULL) > 1)
+		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
+	if (opt_early(&tool, argc, argv, "lr-end", NULL) && (halvings || halves_on_plateau()))
+		return opt_misuse("--lr-end is the end of the cosine, which %s replaces", halvings ? "--halve-at" :
+		                  on_plateau ? "--halve-on-plateau" : "the preset's --halve-on-plateau");
+	for (size_t i = 0; i < ARRAY_LEN(plateau); i++)
+		if (opt_early(&tool, argc, argv, plateau[i], NULL) && !halves_on_plateau())
+			return opt_misuse("--%s needs --halve-on-plateau", plateau[i]);
+	return -1;
 }
 
 /* What one option says of another: -1 to go on, or the exit status. */
-static int check_options(void)
+static int check_options(int argc, char **argv)
 {
 	if (!train.output && !train.dry_run)
 		return opt_misuse("-o MODEL is needed");
@@ -126,9 +145,7 @@ static int check_options(void)
 		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
 	if ((powersgd_format || train.powersgd.keep_skipped) && !powersgd_rank)
 		return opt_misuse("--powersgd-format and --powersgd-keep need --powersgd");
-	if (cosine + on_plateau + (halvings != NULL) > 1)
-		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
-	return -1;
+	return check_schedule(argc, argv);
 }
 
 /* The data decides vocabularies and grid. */
@@ -214,7 +231,7 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
-	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options()) < 0)
+	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options(argc, argv)) < 0)
 		apply_options();
 	if (status >= 0)
 		return finish(status);

@@ -113,7 +113,9 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 	if (!d)
 		return e->status;
 	dvae_fit_plan(d, &fit, &sizes);
+	sizes.config = dvae_config_to_json(dvae_configuration(d));
 	int planned = train_plan(&sizes, &train, ops, dev, e);
+	json_decref(sizes.config);
 	if (planned == 0 && dvae_build(d, ops, dev, e) == 0)
 		status = train_fit(d, data, argc, argv, e);
 	dvae_free(d);

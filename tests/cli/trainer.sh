@@ -91,7 +91,7 @@ dvae-train -q -b 8 -j 1 -n 2 --init whole.safetensors -o sizes.safetensors data 
 [ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s whole.safetensors | grep '^config')" ] ||
 	fail "--init brings other sizes: $(model-info -s sizes.safetensors | grep '^config')"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --hidden 32 --init whole.safetensors -o other.safetensors data 2> err
-[ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*hidden is 16, here 32' err || fail "--init, another size: $(cat err)"
+[ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*--hidden 16 (here 32)' err || fail "--init, another size: $(cat err)"
 [ ! -e other.safetensors ] || fail "--init, another size: left a file"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --init data -o other.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'data: ' err || fail "--init of no model: $(cat err)"
