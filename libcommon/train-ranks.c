@@ -54,8 +54,8 @@ static void tell_binding(const struct comm *c)
 		return;
 	int count = CPU_COUNT(&set);
 	if ((int64_t)count * c->local_size < online * c->sharing)
-		note(0, "rank %d may run on %d of this machine's %lld processors, with %d of its %d ranks: mpirun --bind-to none lets them"
-		     " divide all", c->rank, count, (long long)online, c->sharing, c->local_size);
+		note(0, "rank %d may run on %d of this machine's %lld processors, with %d of its %d rank%s: mpirun --bind-to none lets them"
+		     " divide all", c->rank, count, (long long)online, c->sharing, c->local_size, plural((uint64_t)c->local_size));
 }
 
 /* Unless it was said how many: the ranks of a machine take no more threads together than one process would. */

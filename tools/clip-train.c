@@ -65,7 +65,7 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 	config.closed = closed;
 	config.vocabulary = (int64_t)h->text.size + (closed ? 0 : 2); /* start and end */
 	if (config.size % config.patch)
-		return fail(e, STATUS_USAGE, "--patch %lld does not divide the pictures' %lld pixels", (long long)config.patch,
+		return fail(e, STATUS_USAGE, "--patch %lld does not divide the pictures' side of %lld", (long long)config.patch,
 		            (long long)config.size);
 	return 0;
 }

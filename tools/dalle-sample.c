@@ -145,7 +145,8 @@ static int work(struct filter *f, const struct ops *ops, struct dev *dev, int ar
 	struct work w = {.f = f};
 	int r = start(&w, ops, dev, argc, argv, first, e) || draw_all(&w, e) ? -1 : 0;
 	if (w.cut)
-		note(0, "%llu captions were longer than %d tokens and were cut", (unsigned long long)w.cut, w.d.c.text_length - 1);
+		note(0, "%llu caption%s cut to %d token%s", (unsigned long long)w.cut, plural(w.cut), w.d.c.text_length - 1,
+		     plural((uint64_t)w.d.c.text_length - 1));
 	ahead_close(w.in);
 	record_free(&w.record);
 	sampler_free(w.sampler);

@@ -218,7 +218,7 @@ static int pack(int argc, char **argv, int first, struct error *e)
 	int r = start(&p, argc, argv, first, e) ? -1 : run(&p, e);
 	progress_end(&p.progress);
 	if (r == 0 && p.done && p.left_out == p.done)
-		r = fail(e, STATUS_BAD, "none of %llu pictures could be used", (unsigned long long)p.done);
+		r = fail(e, STATUS_BAD, "none of %llu picture%s could be used", (unsigned long long)p.done, plural(p.done));
 	if (r == 0)
 		r = writer_close(p.out, e);
 	else if (p.out)
@@ -226,7 +226,7 @@ static int pack(int argc, char **argv, int first, struct error *e)
 	if (r == 0 && !p.done)
 		note(0, "the input is empty: no pictures");
 	if (r == 0 && p.left_out)
-		note(0, "%llu of %llu pictures left out", (unsigned long long)p.left_out, (unsigned long long)p.done);
+		note(0, "%llu of %llu picture%s left out", (unsigned long long)p.left_out, (unsigned long long)p.done, plural(p.done));
 	feed_close(&p.feed);
 	free_banks(&p);
 	return r;

@@ -63,6 +63,10 @@ dvae-train -x tiny -b 8 -j 1 -n 20 --eval data --eval-every 10 -o told.safetenso
 	[ "$(grep -c 'held-out loss' err)" -eq 2 ] || fail "lines without a terminal: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 20 --eval data -o quiet.safetensors data 2> err
 [ ! -s err ] || fail "-q is not quiet: $(cat err)"
+# one of a kind
+dvae-train -x tiny -b 1 -j 1 -n 1 -o one.safetensors data 2> err || fail "one update"
+grep -q ', 40 records, 1 update of 1$' err || fail "one update: $(cat err)"
+dvae-train -x tiny -b 1 -j 1 --dry-run data | grep -q '1 record at once$' || fail "one record"
 # another run: refused, named
 train whole.safetensors -s 7 2> err
 [ $? -eq 3 ] && grep -q 'complete run with --seed 1 (now 7); --restart' err || fail "other seed: $(cat err)"
