@@ -17,12 +17,10 @@ struct telling {
 };
 
 /* Members that have another name than their option, or none. */
-static const char *name_of(const char *member, const struct opt *table)
+static const char *name_of(const char *member)
 {
-	static const char *const others[][2] = {
-		{"post_gain", "gain"}, {"average_decay", "average"}, {"text_id", "vocabulary"}, {"image_id", "dVAE"}};
-	bool known = opt_find(table, member) != NULL;
-	for (size_t i = 0; i < ARRAY_LEN(others) && !known; i++)
+	static const char *const others[][2] = {{"post_gain", "gain"}, {"text_id", "vocabulary"}, {"image_id", "dVAE"}};
+	for (size_t i = 0; i < ARRAY_LEN(others); i++)
 		if (strcmp(member, others[i][0]) == 0)
 			return others[i][1];
 	return member;
@@ -64,7 +62,7 @@ static void value_text(char *out, size_t n, const struct opt *o, const json_t *v
 /* "--seed 1 (now 7)", "no --no-master (now given)", "records 40 (now 41)". */
 static int tell(struct telling *t, const char *member, const json_t *was, const json_t *is, struct error *e)
 {
-	const char *name = name_of(member, t->table);
+	const char *name = name_of(member);
 	const struct opt *o = opt_find(t->table, name);
 	char old[100], now[100];
 	bool had = is_given(o, was), has = is_given(o, is);

@@ -64,8 +64,8 @@ struct train_options {
 	const char *output, *log, *eval;
 	int64_t steps;     /* 0: from epochs */
 	double epochs;     /* used when steps is 0 */
-	double lr;         /* peak step size; 0: the preset's */
-	int64_t warmup;    /* -1: the preset's */
+	double lr;         /* peak step size; this and warmup are the preset's unless given, and heeded by the trainee's lr() alone */
+	int64_t warmup;    /* updates */
 	int64_t save_every, eval_every, patience; /* 0: never / off */
 	int64_t seed;
 	int64_t accumulate; /* batches per update */
@@ -82,18 +82,18 @@ struct train_options {
 	int comm;            /* enum comm_choice */
 	struct ranks *ranks; /* set by ranks_open; NULL: this process alone */
 };
-#define TRAIN_DEFAULTS {.epochs = 10, .warmup = -1, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
+#define TRAIN_DEFAULTS {.epochs = 10, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
 	OPT_REAL(0, "epochs", &(t)->epochs, 0, 1e9, "X", "passes over the data when --steps is 0"), \
-	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size, 0 for the preset's"), \
-	OPT_INT(0, "warmup", &(t)->warmup, -1, 1e12, "N", "updates of linear warm-up, -1 for the preset's"), \
+	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size"), \
+	OPT_INT(0, "warmup", &(t)->warmup, 0, 1e12, "N", "updates over which it rises linearly"), \
 	OPT_STRING(0, "log", &(t)->log, "FILE", "append one JSON object per line to FILE"), \
 	OPT_INT(0, "log-every", &(t)->log_every, 1, 1e12, "N", "updates between lines of the log"), \
 	OPT_STRING(0, "eval", &(t)->eval, "FILE", "held-out stream to evaluate on"), \
 	OPT_INT(0, "eval-every", &(t)->eval_every, 0, 1e12, "N", "updates between evaluations, 0 for once a pass"), \
-	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 never"), \
+	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 for never"), \
 	OPT_INT(0, "save-every", &(t)->save_every, 0, 1e12, "N", "updates between checkpoints, 0 for the end only"), \
 	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
 	OPT_INT('s', "seed", &(t)->seed, 0, (double)INT64_MAX, "N", "seed of weights, order and noise"), \

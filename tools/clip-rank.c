@@ -17,7 +17,6 @@ static bool no_sort, retrieval;
 
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "CLIP model file, or a folder as Hugging Face publishes it"),
-	OPT_OUTPUT(&output),
 	OPT_INT('k', "keep", &keep, 0, 1 << 30, "K", "keep the best K of each caption, 0 for all"),
 	OPT_STRING('w', "weights", &weights_text, "LIST",
 	           "what counts: clip=1 (the cosine), nll=1 (dalle-score's likelihood), or both"),
@@ -26,6 +25,7 @@ static const struct opt options[] = {
 	OPT_FLAG(0, "retrieval", &retrieval, "write no records but how well captions find their pictures, and the reverse"),
 	OPT_STRING(0, "among", &among, "FILE", "for --retrieval: search these records instead of the input's"),
 	OPT_RUN(&run),
+	OPT_OUTPUT(&output),
 	OPT_END,
 };
 static const struct tool tool = {"clip-rank", "[-m MODEL] [OPTION]... [FILE]...",

@@ -14,7 +14,7 @@ static int64_t size, shift = -1, memory = 1 << 30;
 static bool closed;
 
 static const struct opt options[] = {
-	OPT_STRING('x', "preset", &preset, "NAME", "sizes: tiny, small or vit-b-32; the options below override it"),
+	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: tiny|small|vit-b-32; the options below override it"),
 	OPT_TRAIN(&train),
 	OPT_RUN(&run),
 	OPT_INT(0, "size", &size, 0, 4096, "N", "side of the model's pictures in pixels, 0 for the data's"),
@@ -45,6 +45,8 @@ static int apply_preset(int argc, char **argv)
 	struct weights *w;
 	if (clip_preset(opt_early(&tool, argc, argv, "preset", preset), &config, &e))
 		return opt_misuse("%s", e.text);
+	train.lr = config.lr;
+	train.warmup = config.warmup;
 	int r = train_init_sizes(&tool, argc, argv, "clip", &w, &e);
 	if (r == 0 && w && (r = clip_config_from_json(&config, weights_config(w), weights_path(w), &e)) == 0) {
 		size = config.size;
@@ -89,10 +91,8 @@ static void fill_trainer(struct clip_trainer *t, struct clip *m, const struct he
 	snprintf(m->text_id, sizeof m->text_id, "%s", h->text.id);
 	t->seed = (uint64_t)train.seed;
 	t->max_shift = (int)(shift < 0 ? config.size / 16 : shift);
-	if (train.lr > 0)
-		t->lr = train.lr;
-	if (train.warmup >= 0)
-		t->warmup = train.warmup;
+	t->lr = train.lr;
+	t->warmup = train.warmup;
 }
 
 static int train_model(struct loader *data, const struct ops *ops, struct dev *dev, int argc, char **argv, struct error *e)

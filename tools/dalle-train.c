@@ -44,7 +44,7 @@ static const struct opt options[] = {
 	OPT_INT(0, "plateau-patience", &plateau_patience, 1, 1e6, "N", "means in a row without gain that make a plateau"),
 	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
 	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
-	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
+	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average, 0 for none"),
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
 	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary,
 	         "with --init: vocabulary or dVAE may be others, their tensors start anew"),
@@ -89,6 +89,8 @@ static int apply_preset(int argc, char **argv)
 	conv_k = model.config.conv_k;
 	centred = model.config.conv_centred;
 	text_length = model.config.text_length;
+	train.lr = p->recipe.lr;
+	train.warmup = p->recipe.warmup;
 	average_every = p->recipe.average_every;
 	run.batch = p->recipe.batch;
 	return status;
@@ -112,10 +114,8 @@ static void apply_options(void)
 	train.powersgd.rank = (int)powersgd_rank;
 	train.powersgd.type = powersgd_format ? DT_1_6_9 : DT_F32;
 	train.powersgd.seed = (uint64_t)train.seed;
-	if (train.lr > 0)
-		model.recipe.lr = train.lr;
-	if (train.warmup >= 0)
-		model.recipe.warmup = train.warmup;
+	model.recipe.lr = train.lr;
+	model.recipe.warmup = train.warmup;
 	on_plateau = halves_on_plateau();
 }
 

@@ -10,8 +10,8 @@ static const char *model_path, *output;
 
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "dVAE model file"),
-	OPT_OUTPUT(&output),
 	OPT_RUN(&run),
+	OPT_OUTPUT(&output),
 	OPT_END,
 };
 static const struct tool tool = {"dvae-decode", "-m MODEL [OPTION]... [FILE]...",

@@ -172,11 +172,25 @@ room() { awk '/^free on device/ { printf "%.0f", $4 * 1024 ^ index("KMGT", subst
 $two --dry-run train.tok > alone
 [ "$(room plan)" -gt 0 ] && [ "$(room plan)" -lt $(($(room alone) * 3 / 4)) ] || bad "memory of two ranks: $(cat alone plan)"
 # ranks that do not compute alike: another device is told at once, and what nothing tells before anything is written
-# (gradient scales of another kind)
+# (a processor that computes another cosine)
 export EMU_DEVICES=1
 refuses 1 'rank 1: new.st: rank 0 has --device cpu (here cuda)' -n 1 $two -p f32 -d cpu -o new.st train.tok : \
 	-n 1 env DALLE_PLUGINS="$BUILD/emulated:$BUILD/lib/dalle-tools" $two -p f32 -d cuda -o new.st train.tok
-refuses 1 'rank 1: .*other bits than those of rank 0' -n 1 $two -n 20 -p f16 -o new.st train.tok : \
-	-n 1 $two -n 20 -p f16 --grad-scale global -o new.st train.tok
+cat > odd.c <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+double cos(double x)
+{
+	static int calls; /* the first ones describe the run */
+	double (*real)(double);
+	*(void **)&real = dlsym(RTLD_NEXT, "cos");
+	return real(x) * (++calls > 5 ? 1.001 : 1);
+}
+END
+${CC:-cc} -shared -fPIC -o odd.so odd.c -ldl || bad "setting up another cosine"
+refuses 1 'rank 1: .*other bits than those of rank 0' -n 1 $two -n 20 -o new.st train.tok : \
+	-n 1 env LD_PRELOAD="$PWD/odd.so" $two -n 20 -o new.st train.tok
+refuses 1 'would go on from another state than rank 0' -n 1 $two -p f16 -o new.st train.tok : \
+	-n 1 $two -p f16 --grad-scale global -o new.st train.tok
 [ ! -e new.st ] || bad "drifted ranks wrote a file"
 exit $failed
