@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum kind { CLOSED, LIST, ARCHIVE, PNM, SINGLE };
@@ -96,7 +97,12 @@ void feed_close(struct feed *f)
 static int open_operand(struct feed *f, struct error *e)
 {
 	size_t n;
-	if (input_open(&f->in, f->files[f->next++], e))
+	struct stat st;
+	const char *path = f->files[f->next++];
+	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+		return fail(e, STATUS_FAIL, "%s: is a directory, expected a list of pictures, such as 'find %s -type f' prints, tar, PNM, PNG"
+		            " or JPEG", path, path);
+	if (input_open(&f->in, path, e))
 		return -1;
 	const uint8_t *p = input_peek(&f->in, TAR_BLOCK, &n, e);
 	if (!p) {

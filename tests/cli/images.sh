@@ -71,6 +71,9 @@ img-pack -s 0 a.ppm empty.png text.png film.gif c.ppm -o bad.pix 2>err || bad "b
 grep -q '^img-pack: empty.png: is empty, expected PNG, ' err && grep -q '^img-pack: text.png: is no picture, expected' err &&
 	grep -q '^img-pack: film.gif: is a GIF picture, expected' err && grep -q '3 of 5 pictures left out' err || bad "bad operands: $(cat err)"
 img-pack -q -s 0 bad.tsv -o bad.pix
+img-pack -s 0 png -o unread.pix 2>err
+[ $? = 1 ] && grep -q "^img-pack: png: is a directory, expected .*'find png -type f'" err && [ ! -e unread.pix ] || bad "a directory: $(cat err)"
+find png -type f | sort | img-pack -q -s 0 | tok-dump --fields key | grep -q '"a"' || bad "a list as find prints it"
 # A list of which little is there: ten are named, all are counted, the rest is packed.
 awk 'BEGIN { for (i = 0; i < 300; i++) print (i == 150 ? "a.ppm" : "gone" i ".png") "\tx" }' >gone.tsv
 img-pack -s 0 gone.tsv -o gone.pix 2>err || bad "missing pictures must not stop the rest"
