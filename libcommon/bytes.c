@@ -43,8 +43,8 @@ int bytes_open(struct file_bytes *f, const char *path, const char *expected, str
 int bytes_get(const struct file_bytes *f, void *out, size_t n, uint64_t at, struct error *e)
 {
 	if (at > f->size || n > f->size - at)
-		return fail(e, STATUS_BAD, "%s: is truncated: %llu bytes, expected %llu", f->name, (unsigned long long)f->size,
-		            (unsigned long long)(at + n));
+		return fail(e, STATUS_BAD, "%s: is truncated: %llu byte%s, expected %llu", f->name, (unsigned long long)f->size,
+		            plural(f->size), (unsigned long long)(at + n));
 	if (f->fd >= 0)
 		return read_at(f->fd, out, n, at, f->name, e);
 	memcpy(out, f->whole.p + at, n);

@@ -94,7 +94,8 @@ static int read_config(struct clip_config *c, int64_t *end_token, const char *na
 	    get_int(name, root, "projection_dim", &c->embed, e))
 		return -1;
 	if (channels != 3)
-		return fail(e, STATUS_BAD, "%s: pictures of %lld channels, expected 3", name, (long long)channels);
+		return fail(e, STATUS_BAD, "%s: pictures of %lld channel%s, expected 3", name, (long long)channels,
+		            plural((uint64_t)channels));
 	if (image.exact != words.exact)
 		return fail(e, STATUS_BAD, "%s: the towers have different activations, expected the same hidden_act", name);
 	c->image_width = image.width, c->image_hidden = image.hidden, c->image_layers = image.layers, c->image_heads = image.heads;

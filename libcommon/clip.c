@@ -332,6 +332,18 @@ static double step_size(const void *self, const struct train_step *s)
 	return t->lr * schedule_warmup_cosine(s->step, t->warmup, s->steps, 0);
 }
 
+json_t *clip_recipe(const struct clip_trainer *t)
+{
+	size_t n;
+	int augment = t->model->config.augment;
+	const char *name = choice_name(CLIP_AUGMENTS, augment, &n);
+	json_t *j = json_pack("{s:f,s:I,s:o}", "lr", t->lr, "warmup", (json_int_t)t->warmup, "augment", json_stringn(name, n));
+	if (j && (augment != CLIP_SHIFT || json_object_set_new(j, "shift", json_integer(t->max_shift)) == 0))
+		return j;
+	json_decref(j);
+	return NULL;
+}
+
 void clip_trainee(struct clip_trainer *t, struct trainee *out)
 {
 	struct clip *m = t->model;

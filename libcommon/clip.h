@@ -114,5 +114,7 @@ int clip_trainer_init(struct clip_trainer *t, struct clip *m, struct error *e);
 void clip_trainer_free(struct clip_trainer *t);
 /* Fills step, evaluate, lr and the constants of H6. */
 void clip_trainee(struct clip_trainer *t, struct trainee *out);
+/* What the options decide of the result beside sizes: a new object for trainee.recipe, NULL without memory. */
+json_t *clip_recipe(const struct clip_trainer *t);
 
 #endif

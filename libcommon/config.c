@@ -32,12 +32,26 @@ int config_check(const void *config, const struct config_field *f, size_t n, int
 	return 0;
 }
 
+static json_t *value_json(const struct config_field *f, int64_t v)
+{
+	size_t n;
+	const char *name = choice_name(f->names, (int)v, &n);
+	return name ? json_stringn(name, n) : json_integer(v);
+}
+
+/* 0 with *v, or -1. */
+static int value_parse(const struct config_field *f, const json_t *j, int64_t *v)
+{
+	*v = f->names && json_is_string(j) ? choice_number(f->names, json_string_value(j)) : json_integer_value(j);
+	return json_is_integer(j) || (f->names && json_is_string(j) && *v >= 0) ? 0 : -1;
+}
+
 json_t *config_json(const void *config, const struct config_field *f, size_t n)
 {
 	json_t *j = json_object();
 	bool ok = j != NULL;
 	for (size_t i = 0; ok && i < n; i++)
-		ok = json_object_set_new(j, f[i].name, json_integer(get(config, &f[i]))) == 0;
+		ok = json_object_set_new(j, f[i].name, value_json(&f[i], get(config, &f[i]))) == 0;
 	if (ok)
 		return j;
 	json_decref(j);
@@ -48,12 +62,13 @@ int config_parse(void *config, const struct config_field *f, size_t n, const jso
 {
 	struct error why = {0};
 	for (size_t i = 0; i < n; i++) {
-		const json_t *v = json_object_get(j, f[i].name);
-		if (!json_is_integer(v))
-			return fail(e, STATUS_BAD, "%s: dalle.config has no whole number \"%s\"", file, f[i].name);
-		if (check(&f[i], json_integer_value(v), STATUS_BAD, &why))
+		int64_t v;
+		if (value_parse(&f[i], json_object_get(j, f[i].name), &v))
+			return fail(e, STATUS_BAD, "%s: dalle.config has no %s \"%s\"", file, f[i].names ? f[i].names : "whole number",
+			            f[i].name);
+		if (check(&f[i], v, STATUS_BAD, &why))
 			return fail(e, STATUS_BAD, "%s: dalle.config: %s", file, why.text);
-		set(config, &f[i], json_integer_value(v));
+		set(config, &f[i], v);
 	}
 	return 0;
 }

@@ -79,7 +79,8 @@ static const struct config_field fields[] = {
 #define FIELD(name, min, max) CONFIG_FIELD(struct dalle_config, name, min, max)
 	FIELD(text_length, 1, 1 << 16), FIELD(text_vocab, 1, 1 << 24), FIELD(grid_w, 1, 4096), FIELD(grid_h, 1, 4096),
 	FIELD(image_vocab, 1, 1 << 24), FIELD(layers, 1, 1024), FIELD(width, 1, 1 << 17), FIELD(heads, 1, 1 << 12),
-	FIELD(conv_k, 1, 4095), FIELD(conv_centred, 0, 1), FIELD(mask, 0, DALLE_MASK_DENSE),
+	FIELD(conv_k, 1, 4095), FIELD(conv_centred, 0, 1),
+	CONFIG_CHOICE(struct dalle_config, mask, DALLE_MASK_DENSE, DALLE_MASKS),
 #undef FIELD
 };
 

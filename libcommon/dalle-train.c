@@ -142,6 +142,29 @@ static int fit_evaluate(void *model, const struct train_step *s, const struct re
 	return 0;
 }
 
+/* "5,9" of the halvings. */
+static json_t *halvings_json(const struct dalle_fit *f)
+{
+	char text[DALLE_MAX_HALVINGS * 21 + 1] = "";
+	for (int i = 0, at = 0; i < f->halvings; i++)
+		at += snprintf(text + at, sizeof text - (size_t)at, "%s%lld", i ? "," : "", (long long)f->halve_at[i]);
+	return json_string(text);
+}
+
+json_t *dalle_fit_recipe(const struct dalle_fit *f)
+{
+	const struct dalle_recipe *r = &f->recipe;
+	json_t *j = json_pack("{s:f,s:I,s:f,s:f,s:f}", "lr", r->lr, "warmup", (json_int_t)r->warmup, "init_scale", r->init,
+	                      "caption_dropout", f->caption_dropout, "token_dropout", f->token_dropout);
+	bool failed = !j || (!f->constant && json_object_set_new(j, "lr_end", json_real(r->lr_end))) ||
+	              (f->halvings && json_object_set_new(j, "halve_at", halvings_json(f))) ||
+	              (f->bpe && json_object_set_new(j, "bpe_dropout", json_real(r->bpe_dropout)));
+	if (!failed)
+		return j;
+	json_decref(j);
+	return NULL;
+}
+
 void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, const struct header *h)
 {
 	const struct dalle_recipe *r = &f->recipe;

@@ -32,6 +32,8 @@ struct dalle_fit {
  * metrics loss, text and image in nats per token, each the mean over records. */
 int dalle_fit_start(struct dalle_fit *f, struct error *e);
 void dalle_fit_trainee(struct dalle_fit *f, struct trainee *t, json_t *config, const struct header *h);
+/* What the options decide of the result beside sizes: a new object for trainee.recipe, NULL without memory. */
+json_t *dalle_fit_recipe(const struct dalle_fit *f);
 void dalle_fit_free(struct dalle_fit *f);
 
 /* "100K,150K": ascending update numbers. */

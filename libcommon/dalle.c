@@ -219,7 +219,8 @@ int dalle_check_stream(const struct dalle *d, const char *model, const struct he
 	if (check_codec("text", h->text.id, d->text_id, file, model, e))
 		return -1;
 	if (h->text.size != (uint32_t)c->text_vocab)
-		return fail(e, STATUS_BAD, "%s: vocabulary of %u tokens, but %s has %d", file, h->text.size, model, c->text_vocab);
+		return fail(e, STATUS_BAD, "%s: vocabulary of %u token%s, but %s has %d", file, h->text.size, plural(h->text.size), model,
+		            c->text_vocab);
 	if (!image)
 		return 0;
 	if (check_codec("image", h->image.id, d->image_id, file, model, e))
@@ -248,8 +249,8 @@ int dalle_check_record(const struct dalle *d, const struct record *rec, const ch
 	if (!rec->text.present)
 		return fail(e, STATUS_BAD, "%s: record '%.64s' has no text tokens (bpe-encode adds them)", file, key);
 	if (image && (!rec->image.present || rec->image.n != n))
-		return fail(e, STATUS_BAD, "%s: record '%.64s' has %zu image tokens, expected %zu (dvae-encode adds them)", file, key,
-		            rec->image.n, n);
+		return fail(e, STATUS_BAD, "%s: record '%.64s' has %zu image token%s, expected %zu (dvae-encode adds them)", file, key,
+		            rec->image.n, plural(rec->image.n), n);
 	if (check_tokens(&rec->text, d->c.text_vocab, "text", rec, file, e) ||
 	    (image && check_tokens(&rec->image, d->c.image_vocab, "image", rec, file, e)))
 		return -1;

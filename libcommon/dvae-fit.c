@@ -292,6 +292,17 @@ static int fit_preview(void *model, const struct train_step *s, struct error *e)
 	return dvae_write_preview(model, e);
 }
 
+json_t *dvae_fit_recipe(const struct dvae_fit_options *o)
+{
+	const struct dvae_schedule *s = &o->schedule;
+	size_t n;
+	const char *augment = choice_name(DVAE_AUGMENTS, (int)o->augment, &n);
+	return json_pack("{s:f,s:f,s:f,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o}", "lr", s->lr, "lr_end", s->lr_end, "lr_steps",
+	                 s->lr_span, "warmup", (json_int_t)s->warmup, "beta", s->beta, "beta_steps", s->beta_span, "tau",
+	                 s->tau_start, "tau_end", s->tau_end, "tau_steps", s->tau_span, "usage_bonus", o->usage_bonus,
+	                 "calibrate", o->calibrate, "least_b", o->least_b, "augment", json_stringn(augment, n));
+}
+
 void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trainee *t)
 {
 	t->params = &d->params;

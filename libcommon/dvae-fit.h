@@ -33,6 +33,9 @@ void dvae_fit_free(struct dvae_fit *f);
 /* Fill a trainee: functions, optimizer numbers (B21), batch.  config, ids and options remain the caller's. */
 void dvae_fit_trainee(struct dvae_fit *f, struct trainee *t);
 
+/* What the options decide of the result beside sizes: a new object for trainee.recipe, NULL without memory. */
+json_t *dvae_fit_recipe(const struct dvae_fit_options *o);
+
 /* The part of it that a memory plan needs, of a model that is planned only. */
 void dvae_fit_plan(struct dvae *d, const struct dvae_fit_options *o, struct trainee *t);
 

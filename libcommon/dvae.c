@@ -324,8 +324,8 @@ static int fill(struct dvae *d, const struct weights *w, struct error *e)
 	if (!id)
 		return hash_encoder(d, w, e);
 	if (strlen(id) != ID_LENGTH)
-		return fail(e, STATUS_BAD, "%s: dalle.id has %zu characters, expected %d", weights_path(w), strlen(id),
-		            ID_LENGTH);
+		return fail(e, STATUS_BAD, "%s: dalle.id has %zu character%s, expected %d", weights_path(w), strlen(id),
+		            plural(strlen(id)), ID_LENGTH);
 	memcpy(d->id, id, ID_LENGTH + 1);
 	return 0;
 }

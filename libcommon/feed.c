@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum kind { CLOSED, LIST, ARCHIVE, PNM, SINGLE };
@@ -96,7 +97,12 @@ void feed_close(struct feed *f)
 static int open_operand(struct feed *f, struct error *e)
 {
 	size_t n;
-	if (input_open(&f->in, f->files[f->next++], e))
+	struct stat st;
+	const char *path = f->files[f->next++];
+	if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+		return fail(e, STATUS_FAIL, "%s: is a directory, expected a list of pictures, such as 'find %s -type f' prints, tar, PNM, PNG"
+		            " or JPEG", path, path);
+	if (input_open(&f->in, path, e))
 		return -1;
 	const uint8_t *p = input_peek(&f->in, TAR_BLOCK, &n, e);
 	if (!p) {
@@ -105,6 +111,8 @@ static int open_operand(struct feed *f, struct error *e)
 	}
 	enum image_kind image = image_kind(p, n);
 	f->kind = image == IMAGE_PNM ? PNM : image != IMAGE_UNKNOWN ? SINGLE : tar_looks_like(p, n) ? ARCHIVE : LIST;
+	if (f->kind == LIST && list_names_picture((const uint8_t *)f->in.name, strlen(f->in.name)))
+		f->kind = SINGLE; /* empty, or no picture that is read here: told as one, not as a list */
 	if (f->kind == ARCHIVE)
 		tar_open(&f->tar, &f->in);
 	const char *what = n >= 4 && memcmp(p, "\x28\xb5\x2f\xfd", 4) == 0 ? "is zstd-compressed (a packed stream?)"
@@ -146,7 +154,7 @@ static int next_line(struct feed *f, struct feed_item *item, struct error *e)
 	    list_key(&item->key, &l, e))
 		return -1;
 	if (f->number == 1 && !tab && access((char *)item->path.p, F_OK) && errno != EACCES)
-		return fail(e, STATUS_BAD, "%s: is no list of pictures: line 1 has no tab and names no file, expected path<TAB>caption",
+		return fail(e, STATUS_BAD, "%s: is no list of pictures: line 1 has no tab and names no file, expected PATH<TAB>CAPTION",
 		            f->in.name);
 	if (!l.name_n)
 		fail(&item->bad, STATUS_BAD, "%s: line %llu: no path", f->in.name, (unsigned long long)f->number);

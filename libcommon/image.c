@@ -25,6 +25,22 @@ static int decode_pnm(struct pixels *out, const void *p, size_t n, const struct 
 	return image_read_pnm(out, &s, o, e) == 1 ? 0 : fail(e, STATUS_BAD, "%s: empty picture", name);
 }
 
+/* What it is instead of a picture that is read here. */
+static const char *other_kind(const uint8_t *p, size_t n)
+{
+	static const struct {
+		const char *magic;
+		size_t at, n;
+		const char *what;
+	} known[] = {{"GIF8", 0, 4, "is a GIF picture"}, {"WEBP", 8, 4, "is a WebP picture"}, {"BM", 0, 2, "is a BMP picture"},
+	             {"II*", 0, 4, "is a TIFF picture"}, {"MM\0*", 0, 4, "is a TIFF picture"},
+	             {"ftyp", 4, 4, "is an AVIF or HEIF picture, or a film"}};
+	for (size_t i = 0; i < ARRAY_LEN(known); i++)
+		if (n >= known[i].at + known[i].n && memcmp(p + known[i].at, known[i].magic, known[i].n) == 0)
+			return known[i].what;
+	return n ? "is no picture" : "is empty";
+}
+
 int image_decode(struct pixels *out, const void *p, size_t n, const struct image_options *o, const char *name,
 		 struct error *e)
 {
@@ -34,7 +50,7 @@ int image_decode(struct pixels *out, const void *p, size_t n, const struct image
 	case IMAGE_PNM: return decode_pnm(out, p, n, o, name, e);
 	case IMAGE_UNKNOWN: break;
 	}
-	return fail(e, STATUS_BAD, "%s: no picture, expected PNG, JPEG, PPM, PGM or PAM", name);
+	return fail(e, STATUS_BAD, "%s: %s, expected PNG, JPEG, PPM, PGM or PAM", name, other_kind(p, n));
 }
 
 int image_check_size(uint64_t width, uint64_t height, const struct image_options *o, const char *name,

@@ -45,28 +45,35 @@ bool list_split(struct list_line *out, const uint8_t *p, size_t n)
 	return true;
 }
 
-static bool is_picture_extension(const uint8_t *p, size_t n)
+/* The bytes before the extension of a picture with its dot, of which a base name is left; n when there is none. */
+static size_t before_extension(const uint8_t *p, size_t n)
 {
 	static const char *const known[] = {"png", "jpg", "jpeg", "jpe", "jfif", "ppm", "pgm", "pbm", "pnm", "pam", "webp", "gif",
 	                                    "bmp", "tif", "tiff"};
+	size_t dot = n;
+	while (dot && p[dot - 1] != '.' && p[dot - 1] != '/')
+		dot--;
+	if (dot < 2 || p[dot - 1] != '.' || p[dot - 2] == '/')
+		return n;
 	for (size_t i = 0; i < ARRAY_LEN(known); i++)
-		if (strlen(known[i]) == n && strncasecmp(known[i], (const char *)p, n) == 0)
-			return true;
-	return false;
+		if (strlen(known[i]) == n - dot && strncasecmp(known[i], (const char *)p + dot, n - dot) == 0)
+			return dot - 1;
+	return n;
+}
+
+bool list_names_picture(const uint8_t *name, size_t n)
+{
+	return before_extension(name, n) < n;
 }
 
 int list_key(struct buf *key, const struct list_line *l, struct error *e)
 {
-	size_t dot = l->name_n, from;
 	if (l->key_n)
 		return buf_set(key, l->key, l->key_n, e);
-	while (dot && l->name[dot - 1] != '.' && l->name[dot - 1] != '/')
-		dot--;
-	if (dot < 2 || l->name[dot - 1] != '.' || l->name[dot - 2] == '/' || !is_picture_extension(l->name + dot, l->name_n - dot))
-		return buf_set(key, l->name, l->name_n, e);
-	for (from = dot - 1; from && l->name[from - 1] != '/';)
+	size_t n = before_extension(l->name, l->name_n), from = n;
+	while (n < l->name_n && from && l->name[from - 1] != '/')
 		from--;
-	return buf_set(key, l->name + from, dot - 1 - from, e);
+	return n == l->name_n ? buf_set(key, l->name, n, e) : buf_set(key, l->name + from, n - from, e);
 }
 
 /* ---- lines ---- */
@@ -199,15 +206,16 @@ int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e)
 int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, struct list_line *out, struct error *e)
 {
 	bool has_tab = list_split(out, p, n);
-	if (tab && !has_tab)
-		return fail(e, STATUS_BAD, "%s: line %llu: no tab, expected NAME<TAB>CAPTION", lines_name(l),
-		            (unsigned long long)lines_number(l));
-	if (!tab && has_tab && lines_number(l) == 1)
-		return fail(e, STATUS_USAGE, "%s: line 1 holds a tab: give -t when lines are KEY<TAB>CAPTION, as in a list of pictures",
+	bool first = lines_number(l) == 1;
+	if (tab && first && !has_tab && !list_names_picture(p, n))
+		return fail(e, STATUS_BAD, "%s: is no list of captions: line 1 has no tab and names no picture, expected NAME<TAB>CAPTION",
+		            lines_name(l));
+	if (!tab && first && has_tab)
+		return fail(e, STATUS_USAGE, "%s: line 1 has a tab, expected a caption alone; give -t for lines of NAME<TAB>CAPTION",
 		            lines_name(l));
 	if (!tab)
 		*out = (struct list_line){.caption = p, .caption_n = n};
-	return 0;
+	return !tab || n;
 }
 
 uint64_t lines_number(const struct lines *l)

@@ -16,6 +16,9 @@ bool list_split(struct list_line *out, const uint8_t *p, size_t n);
  * meet. */
 int list_key(struct buf *key, const struct list_line *l, struct error *e);
 
+/* The name has the extension of a picture. */
+bool list_names_picture(const uint8_t *name, size_t n);
+
 struct lines;
 
 /* Reads the operands one after the other; n = 0 or "-" is stdin.  Lines end with `end` ('\n',
@@ -24,8 +27,9 @@ struct lines *lines_open(char *const *files, int n, char end, struct error *e);
 /* The next line: 1 with *p valid until the next call, 0 at the end, -1.  A line of more than
  * STREAM_MAX_TEXT bytes is STATUS_LIMIT; a file that is a token stream or no text STATUS_BAD. */
 int lines_next(struct lines *l, const uint8_t **p, size_t *n, struct error *e);
-/* What that line holds: a line of a list with `tab`, else a caption alone.  -1: no tab where one must be (STATUS_BAD), or
- * one in the first line where there should be none (STATUS_USAGE). */
+/* What that line holds: a line of a list with `tab`, where one without a tab has no caption, else a caption alone.  1; 0: an
+ * empty line of a list, to be passed over; -1: the first line has no tab and is no name of a picture either (STATUS_BAD), or
+ * has one where there should be none (STATUS_USAGE). */
 int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, struct list_line *out, struct error *e);
 uint64_t lines_number(const struct lines *l); /* of the line read last, from 1, over all files */
 const char *lines_name(const struct lines *l); /* file being read, for messages */

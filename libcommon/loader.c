@@ -516,8 +516,8 @@ int loader_restore(struct loader *l, struct loader_state s, struct error *e)
 {
 	bool fresh = !l->started;
 	if (l->records && s.position >= l->records)
-		return fail(e, STATUS_BAD, "%s: holds %llu records, expected more than %llu", l->name,
-		            (unsigned long long)l->records, (unsigned long long)s.position);
+		return fail(e, STATUS_BAD, "%s: holds %llu record%s, expected more than %llu", l->name,
+		            (unsigned long long)l->records, plural(l->records), (unsigned long long)s.position);
 	if (!l->can_reopen && !fresh)
 		return fail(e, STATUS_FAIL, "%s: is a pipe larger than memory and cannot be read again", l->name);
 	l->at = s;

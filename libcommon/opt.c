@@ -52,6 +52,18 @@ static const struct opt *find_long(const struct tool *t, const char *name, size_
 	return matches == 1 ? (a ? a : b) : NULL;
 }
 
+const struct opt *opt_find(const struct opt *table, const char *name)
+{
+	for (const struct opt *o = table; o && o->name; o++) {
+		size_t i = 0;
+		while (name[i] && (name[i] == '_' ? '-' : name[i]) == o->name[i])
+			i++;
+		if (!name[i] && !o->name[i])
+			return o;
+	}
+	return NULL;
+}
+
 static const struct opt *find_letter(const struct tool *t, char c)
 {
 	for (const struct opt *o = t->options; o->name; o++)
@@ -83,13 +95,10 @@ static void print_default(const struct opt *o)
 			printf(" [%s]", *o->to.string);
 		break;
 	case OPT_K_CHOICE: {
-		const char *s = o->arg;
-		for (int i = *o->to.choice; i > 0 && s; i--) {
-			s = strchr(s, '|');
-			s = s ? s + 1 : NULL;
-		}
+		size_t n;
+		const char *s = choice_name(o->arg, *o->to.choice, &n);
 		if (s)
-			printf(" [%.*s]", (int)strcspn(s, "|"), s);
+			printf(" [%.*s]", (int)n, s);
 		break;
 	}
 	default: break;
@@ -117,8 +126,8 @@ static int print_help(const struct tool *t)
 	printf("Usage: %s %s\n%s.\n\n", t->name, t->operands, t->summary);
 	print_options(t->options);
 	print_options(common_options);
-	printf("\nExit status: 0 done, 1 failure, 2 misuse, 3 bad input, 4 limit reached, 75 stopped after saving.\n"
-	       "See also: man %s\n", t->name);
+	printf("\nExit status: 0 done, 1 failure, 2 misuse, 3 bad input, 4 limit reached%s.\nSee also: man %s\n",
+	       opt_find(t->options, "restart") ? ", 75 stopped after saving" : "", t->name); /* trainers alone */
 	return STATUS_OK;
 }
 
@@ -139,17 +148,11 @@ static int print_version(const struct tool *t)
 
 static int set_choice(const struct opt *o, const char *value, struct error *e)
 {
-	int i = 0;
-	size_t n = strlen(value);
-	for (const char *s = o->arg; s; i++) {
-		size_t k = strcspn(s, "|");
-		if (k == n && strncmp(s, value, n) == 0) {
-			*o->to.choice = i;
-			return 0;
-		}
-		s = s[k] ? s + k + 1 : NULL;
-	}
-	return fail(e, STATUS_USAGE, "'%s' is not one of %s", value, o->arg);
+	int i = choice_number(o->arg, value);
+	if (i < 0)
+		return fail(e, STATUS_USAGE, "'%s' is not one of %s", value, o->arg);
+	*o->to.choice = i;
+	return 0;
 }
 
 static int set_option(const struct opt *o, const char *value, struct error *e)

@@ -80,6 +80,9 @@ int opt_parse(const struct tool *tool, int argc, char **argv, int *first);
  * applied before the other options override their fields. */
 const char *opt_early(const struct tool *tool, int argc, char **argv, const char *name, const char *fallback);
 
+/* The option of that name, in which _ stands for -, in a table (NULL: an empty one); NULL when there is none. */
+const struct opt *opt_find(const struct opt *table, const char *name);
+
 /* One line for misuse found after parsing ("-n and --all exclude each other"); returns 2. */
 int opt_misuse(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

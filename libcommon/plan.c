@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "dalle.h"
+#include "powersgd.h"
 
 /* ---- parameters ---- */
 
@@ -78,11 +79,29 @@ static void plan_blocks(const struct plan_input *in, const struct params *p, int
 		averages += block_bytes(p, (struct widths){t, t, 0});
 	out->weights = share(block_bytes(p, (struct widths){master, master, 4}), m);
 	out->copies = share(block_bytes(p, (struct widths){copy, copy, 0}), m);
-	out->gradients = share(block_bytes(p, (struct widths){in->rank ? 0 : gradient, gradient, 4}), m);
-	out->errors = in->rank ? share(block_bytes(p, (struct widths){2, 0, 0}), m) : 0;
+	out->gradients = share(block_bytes(p, (struct widths){gradient, gradient, 4}), m);
 	out->moments = 2 * share(block_bytes(p, (struct widths){moment, moment, 4}), m);
 	*(in->averages_on_host ? &out->host : &out->averages) = share(averages, m);
 	out->gathered = m > 1 ? gathered_bytes(p, t) : 0;
+}
+
+/* Elements of one GPU's P and Q in all layers (E7). */
+static double elements_p(const struct plan_input *in, double m)
+{
+	return in->config.layers * ((double)in->config.width * in->rank * (5 * m + 4)) / (m * m);
+}
+
+static double elements_q(const struct plan_input *in, double m)
+{
+	return in->config.layers * ((double)in->config.width * in->rank * (m + 8)) / (m * m);
+}
+
+/* What dalle-train takes for whole matrices, less what GPUs of a machine share out. */
+static uint64_t powersgd_memory(const struct plan_input *in, const struct params *p, double M, int m)
+{
+	struct powersgd_options how = {.rank = in->rank, .type = in->powersgd_type};
+	double whole = M + elements_p(in, 1) + 2 * elements_q(in, 1), kept = M / m + elements_p(in, m) + 2 * elements_q(in, m);
+	return in->rank ? powersgd_bytes(p, &how) - (uint64_t)(whole - kept) * dtype_bytes(in->powersgd_type) : 0;
 }
 
 /* The planner's own number, cut into the two parts that can be told and the rest. */
@@ -114,8 +133,8 @@ static int plan_memory(const struct plan_input *in, struct dalle *d, int m, stru
 	if (r)
 		return -1;
 	plan_blocks(in, &d->params, m, out);
-	out->total = out->weights + out->copies + out->gradients + out->errors + out->moments + out->averages + out->gathered +
-	             out->stream + out->inside + out->logits;
+	out->total = out->weights + out->copies + out->gradients + out->moments + out->averages + out->gathered + out->stream +
+	             out->inside + out->logits;
 	return 0;
 }
 
@@ -149,7 +168,7 @@ static void plan_wire(const struct plan_input *in, const struct params *p, const
 {
 	double M = (double)(plan->parameters.attention + plan->parameters.mlp), O = (double)params_count(p) - M;
 	double t = (double)dtype_bytes(in->type), m = plan->node, n = plan->nodes;
-	double C = in->config.width, r = in->rank, gains = (double)plan->parameters.gains;
+	double gains = (double)plan->parameters.gains, each = (double)dtype_bytes(in->powersgd_type);
 	out->gather = (m - 1) / m * (2 * t * M + 4 * O + 4 * gains); /* forward; resblocks again backward */
 	out->scatter = (m - 1) / m * (t * M + 4 * O);
 	if (n < 2)
@@ -157,8 +176,8 @@ static void plan_wire(const struct plan_input *in, const struct params *p, const
 	out->plain = 2 * M / m;
 	out->others = 4 * O / m;
 	if (in->rank) {
-		out->p = 2 * in->config.layers * (5 * C * r * m + 4 * C * r) / (m * m);
-		out->q = 2 * in->config.layers * (C * r * m + 8 * C * r) / (m * m);
+		out->p = each * elements_p(in, m);
+		out->q = each * elements_q(in, m);
 		out->compression = 1 - (out->p + out->q) / out->plain;
 	}
 	out->payload = out->others + (in->rank ? out->p + out->q : out->plain);
@@ -189,12 +208,12 @@ static int check(const struct plan_input *in, struct plan *out, struct error *e)
 	out->nodes = in->gpus / out->node;
 	if (in->gpus % out->node)
 		return fail(e, STATUS_USAGE, "%d GPUs do not fill machines of %d", in->gpus, out->node);
-	if (in->rank && out->nodes < 2)
-		return fail(e, STATUS_USAGE, "PowerSGD is between machines, and %d GPUs are in one", in->gpus);
+	if (in->rank && out->node > 1 && out->nodes < 2)
+		return fail(e, STATUS_USAGE, "--powersgd is between machines, and %d GPUs are in one", in->gpus);
 	if (in->rank % out->node)
-		return fail(e, STATUS_USAGE, "rank %d is no multiple of the %d GPUs of a machine", in->rank, out->node);
+		return fail(e, STATUS_USAGE, "--powersgd %d is no multiple of the %d GPUs of a machine", in->rank, out->node);
 	if (in->rank > in->config.width)
-		return fail(e, STATUS_USAGE, "rank %d is more than the width %d", in->rank, in->config.width);
+		return fail(e, STATUS_USAGE, "--powersgd %d is more than the width %d", in->rank, in->config.width);
 	if (in->no_master && in->type == DT_F32)
 		return fail(e, STATUS_USAGE, "matrices without a master copy need 16-bit products, not f32");
 	return 0;
@@ -210,6 +229,8 @@ int plan_make(const struct plan_input *in, struct plan *out, struct error *e)
 		r = plan_memory(in, &d, out->node, &out->memory, e);
 	}
 	if (r == 0) {
+		double M = (double)(out->parameters.attention + out->parameters.mlp);
+		out->memory.powersgd = powersgd_memory(in, &d.params, M, out->node);
 		plan_flops(in, &out->parameters, &out->flops);
 		plan_wire(in, &d.params, out, &out->wire);
 		plan_time(in, out, &out->time);

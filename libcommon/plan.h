@@ -6,8 +6,7 @@
  *
  *	weights            4 (M + O) / m; 4 O / m without a master copy (D12)
  *	copies for products  T M / m when T is not f32
- *	gradients          4 (M + O) / m; matrices T without a master copy; with PowerSGD 4 O / m, and for the matrices
- *	error buffers      2 M / m, 1-6-9, instead of gradients (E10, step 2)
+ *	gradients          4 (M + O) / m; matrices T without a master copy
  *	moments            8 (M + O) / m; matrices 4 when in 16 bits (D10)
  *	averages           4 (M + O) / m on the device or on the host (C25); on the device without a master copy T M / m more
  *	gathered           m > 1: two resblocks in T (the one at work and the next, E2, E3) and one full gradient, or, when that
@@ -15,6 +14,8 @@
  *	residual stream    what is kept of every resblock: its f32 input (C27, D3); (2 L + 1) B S C 4
  *	logits             of one chunk of rows, and their gradients
  *	inside             all other activations: of every layer, or of one with recomputation
+ *	PowerSGD           on the host: error buffers M / m (E10), factors P, Q and the Q before, all in its format, and f32 to
+ *	                   compute with, as for m = 1
  *
  *	operations         products 2 M B S, heads 2 B C (V_T N_T + V_I N_I), attention 4 C B per allowed pair of states:
  *	                   forward once, backward twice that, and with recomputation forward of the resblocks once more
@@ -22,9 +23,9 @@
  *	in a machine       all-gather (m - 1) / m of all parameters forward and of the resblocks' backward, reduce-scatter the
  *	                   same of gradients (E1, E2): T for matrices, f32 for the rest
  *	between machines   the gradients of a GPU's shard, matrices in 16 bits, the rest f32 (D2): the payload; with PowerSGD P
- *	                   and Q instead of matrices (E7), in 16 bits:
+ *	                   and Q instead of matrices (E7), in its format:
  *	                       per layer  P (5 C r m + 4 C r) / m^2,  Q (C r m + 8 C r) / m^2
- *	                   compression is 1 - (P + Q) / (M / m), which for m = 8 is 1 - 5 r / (8 C);
+ *	                   compression is 1 - (P + Q) / (M / m) in 16 bits, which for m = 8 is 1 - 5 r / (8 C);
  *	                   a ring sends 2 (n - 1) / n times the payload
  *	time               of the slowest of the three when they overlap (E13), or of their sum */
 #ifndef PLAN_H
@@ -38,6 +39,7 @@ struct plan_input {
 	int batch;       /* B */
 	int gpus, node;  /* n * m, m: gpus <= node means one machine */
 	int rank;        /* r; 0: plain all-reduce */
+	enum dtype powersgd_type; /* of error buffers, P and Q: DT_F32 or DT_1_6_9 */
 	bool recompute, no_master, moments_16, averages_on_host;
 	double flops, node_bandwidth, network; /* of one GPU, sustained, per second: operations, bytes, bytes; 0: not known */
 	bool overlap;
@@ -48,8 +50,8 @@ struct plan_parameters {
 };
 
 struct plan_memory { /* bytes of one GPU */
-	uint64_t weights, copies, gradients, errors, moments, averages, gathered, stream, inside, logits, total;
-	uint64_t host; /* averages there */
+	uint64_t weights, copies, gradients, moments, averages, gathered, stream, inside, logits, total;
+	uint64_t host, powersgd; /* on the host: averages, and what PowerSGD keeps there */
 };
 
 enum { PLAN_KINDS = ATTN_CONV + 1 };

@@ -214,12 +214,12 @@ static int check_tokens(const struct tokens *t, const struct token_rule *rule, c
 		return fail(e, STATUS_LIMIT, "%s: %zu %s tokens, the limit is %d", where, t->n, rule->kind,
 		            STREAM_MAX_TOKENS);
 	if (rule->most && t->n > rule->most)
-		return fail(e, STATUS_BAD, "%s: %zu %s tokens, the header declares at most %llu", where, t->n, rule->kind,
-		            (unsigned long long)rule->most);
+		return fail(e, STATUS_BAD, "%s: %zu %s token%s, the header declares at most %llu", where, t->n, rule->kind,
+		            plural(t->n), (unsigned long long)rule->most);
 	for (size_t i = 0; rule->size && i < t->n; i++)
 		if (t->v[i] >= rule->size)
-			return fail(e, STATUS_BAD, "%s: %s token %u, the header declares %u codes", where, rule->kind,
-			            t->v[i], rule->size);
+			return fail(e, STATUS_BAD, "%s: %s token %u, the header declares %u code%s", where, rule->kind,
+			            t->v[i], rule->size, plural(rule->size));
 	return 0;
 }
 
@@ -348,8 +348,9 @@ static int get_tokens(struct tokens *t, const struct field *body, struct token_r
 		return fail(e, STATUS_LIMIT, "%s: %llu %s tokens, the limit is %d", where, (unsigned long long)count,
 		            rule.kind, STREAM_MAX_TOKENS);
 	if (bits > 32 || (count && bits == 0) || packed.n != packed_size(count, bits))
-		return fail(e, STATUS_BAD, "%s: corrupt: %llu %s tokens of %llu bits in %zu bytes", where,
-		            (unsigned long long)count, rule.kind, (unsigned long long)bits, packed.n);
+		return fail(e, STATUS_BAD, "%s: corrupt: %llu %s token%s of %llu bit%s in %zu byte%s", where,
+		            (unsigned long long)count, rule.kind, plural(count), (unsigned long long)bits, plural(bits), packed.n,
+		            plural(packed.n));
 	if (tokens_reserve(t, (size_t)count, e))
 		return -1;
 	unpack(t->v, (size_t)count, packed.p, (unsigned)bits);

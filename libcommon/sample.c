@@ -167,8 +167,8 @@ static void tell_memory(const struct sampler *s)
 	format_bytes(a, sizeof a, text);
 	format_bytes(b, sizeof b, image);
 	format_bytes(c, sizeof c, arena_bytes(&s->arena) - text - image);
-	note(1, "caches: %s for the text of %d captions, %s for %d image sequences; %s to compute with", a, n.contexts, b,
-	     n.slots, c);
+	note(1, "caches: %s for the text of %d caption%s, %s for %d image sequence%s; %s to compute with", a, n.contexts,
+	     plural((uint64_t)n.contexts), b, n.slots, plural((uint64_t)n.slots), c);
 }
 
 struct sampler *sampler_new(struct dalle *d, int batch, int captions, const struct sample_options *o, struct error *e)

@@ -269,7 +269,7 @@ static const char *describe(const uint8_t *p, size_t n)
 		{"[", 1, "JSON"},
 	};
 	if (n > 8 && p[8] == '{' && magic_of(p + 4) == 0)
-		return "a safetensors model; it goes to -m";
+		return "a safetensors model, which goes to -m or model-info";
 	if (n > 262 && memcmp(p + 257, "ustar", 5) == 0)
 		return "a tar archive; img-pack packs webdataset tars";
 	for (size_t i = 0; i < ARRAY_LEN(known); i++)

@@ -145,8 +145,8 @@ static const char *record_name(struct reader *r, uint64_t number)
 static int take_header(struct reader *r, const struct field *f, struct error *e)
 {
 	if (r->open && !r->by_frame)
-		return fail(e, STATUS_BAD, "%s: truncated part: a header after %llu records and no end record", r->name,
-		            (unsigned long long)r->records);
+		return fail(e, STATUS_BAD, "%s: truncated part: a header after %llu record%s and no end record", r->name,
+		            (unsigned long long)r->records, plural(r->records));
 	r->open = true;
 	r->records = 0;
 	struct header *h = r->have_header ? &r->scratch : &r->header;
@@ -170,8 +170,8 @@ static int take_end(struct reader *r, const struct field *f, struct error *e)
 	if (!r->open)
 		return fail(e, STATUS_BAD, "%s: corrupt: an end record without a header", r->name);
 	if (records != r->records)
-		return fail(e, STATUS_BAD, "%s: %llu records, the end record counts %llu", r->name,
-		            (unsigned long long)r->records, (unsigned long long)records);
+		return fail(e, STATUS_BAD, "%s: %llu record%s, the end record counts %llu", r->name,
+		            (unsigned long long)r->records, plural(r->records), (unsigned long long)records);
 	r->open = false;
 	while (source_bare(r->source) && r->content.n - r->at < 4) {
 		int k = more(r, e);

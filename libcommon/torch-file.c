@@ -419,8 +419,8 @@ static int locate_in_zip(struct reading *r, const struct zip *z, struct torch_st
 	if (!entry)
 		return bad(r, "storage %s: is missing", name);
 	if (__builtin_mul_overflow(s->elements, s->type->bytes, &bytes) || bytes != entry->size)
-		return bad(r, "storage %s: has %llu bytes, expected %llu elements of %llu", name, (unsigned long long)entry->size,
-		           (unsigned long long)s->elements, (unsigned long long)s->type->bytes);
+		return bad(r, "storage %s: has %llu byte%s, expected %llu element%s of %llu", name, (unsigned long long)entry->size,
+		           plural(entry->size), (unsigned long long)s->elements, plural(s->elements), (unsigned long long)s->type->bytes);
 	if (zip_locate(z, entry, &at, r->e))
 		return -1;
 	s->place = (struct weights_storage){.at = at, .bytes = bytes, .crc = entry->crc, .has_crc = true};
@@ -505,11 +505,12 @@ static int locate_old(struct reading *r, const struct pickle_value *key, uint64_
 		return -1;
 	uint64_t elements = get_le(p, sizeof p);
 	if (elements != s->elements || __builtin_mul_overflow(elements, s->type->bytes, &bytes))
-		return bad(r, "storage %.*s: has %llu elements, expected %llu", (int)(s->key_n < 40 ? s->key_n : 40), s->key,
-		           (unsigned long long)elements, (unsigned long long)s->elements);
+		return bad(r, "storage %.*s: has %llu element%s, expected %llu", (int)(s->key_n < 40 ? s->key_n : 40), s->key,
+		           (unsigned long long)elements, plural(elements), (unsigned long long)s->elements);
 	*at += 8;
 	if (bytes > r->bytes->size - *at)
-		return bad(r, "is truncated: %llu bytes, expected at least %llu more", (unsigned long long)r->bytes->size,
+		return bad(r, "is truncated: %llu byte%s, expected at least %llu more", (unsigned long long)r->bytes->size,
+		           plural(r->bytes->size),
 		           (unsigned long long)(bytes - (r->bytes->size - *at)));
 	s->place = (struct weights_storage){.at = *at, .bytes = bytes};
 	s->located = true;
@@ -534,7 +535,8 @@ static int read_pickles(struct reading *r, const struct buf *text, struct pickle
 		if (locate_old(r, keys->item[i], &at))
 			return -1;
 	if (at != r->bytes->size)
-		return bad(r, "has %llu bytes after the last storage", (unsigned long long)(r->bytes->size - at));
+		return bad(r, "has %llu byte%s after the last storage", (unsigned long long)(r->bytes->size - at),
+		           plural(r->bytes->size - at));
 	return walk(r, p[OLD_OBJECT].root, 0);
 }
 

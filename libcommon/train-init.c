@@ -21,78 +21,90 @@ static bool differs(const char *a, const char *b)
 	return a && *a && b && *b && strcmp(a, b) != 0;
 }
 
-/* Which of the two kinds of tokens are of another codec than the model's. */
-static void compare_codecs(struct train_run *r, const struct weights *w)
+/* Which of the two kinds of tokens are of another codec than the model's: refused without --new-vocabulary. */
+static int compare_codecs(struct train_init *in, const struct trainee *t, const struct train_options *o, struct error *e)
 {
-	const struct trainee *t = r->t;
-	r->init.other_text = t->text_rows && differs(weights_meta(w, "dalle.text_id"), t->text_id);
-	r->init.other_image = t->image_rows && differs(weights_meta(w, "dalle.image_id"), t->image_id);
+	const char *text = weights_meta(in->file, "dalle.text_id"), *image = weights_meta(in->file, "dalle.image_id");
+	in->other_text = t->text_rows && differs(text, t->text_id);
+	in->other_image = t->image_rows && differs(image, t->image_id);
+	if (o->new_vocabulary || (!in->other_text && !in->other_image))
+		return 0;
+	return fail(e, STATUS_BAD, "%s: is of %s %s, the data of %s; --new-vocabulary draws those tensors anew", o->init,
+	            in->other_text ? "vocabulary" : "dVAE", in->other_text ? text : image, in->other_text ? t->text_id : t->image_id);
 }
 
-static int refuse_codec(const struct train_run *r, const struct weights *w, struct error *e)
+/* A view of the table: the rows that come from the file.  some->rows is the caller's. */
+static int rows_of_file(struct params *some, const struct train_init *in, const struct trainee *t, struct error *e)
 {
-	bool text = r->init.other_text;
-	const char *key = text ? "dalle.text_id" : "dalle.image_id";
-	return fail(e, STATUS_BAD, "%s: is of %s %s, the data of %s; --new-vocabulary draws those tensors anew", r->o->init,
-	            text ? "vocabulary" : "dVAE", weights_meta(w, key), text ? r->t->text_id : r->t->image_id);
-}
-
-/* "layers is 4, here 6; mask ..." of all members of the configuration that differ. */
-static int describe_differences(const struct train_run *r, const struct weights *w, struct buf *out, struct error *e)
-{
-	const char *key;
-	json_t *value, *theirs = weights_config(w);
-	if (buf_set(out, "", 0, e))
-		return -1;
-	json_object_foreach(r->t->config, key, value) {
-		json_t *old = json_object_get(theirs, key);
-		if (!old || (json_is_number(old) ? json_number_value(old) == json_number_value(value) : json_equal(old, value)))
-			continue;
-		const size_t how = JSON_ENCODE_ANY | JSON_REAL_PRECISION(6);
-		char *a = json_dumps(old, how), *b = json_dumps(value, how);
-		int bad = a && b ? buf_printf(out, e, "%s%s is %.40s, here %.40s", out->n ? "; " : "", key, a, b) : 0;
-		free(a);
-		free(b);
-		if (bad)
-			return -1;
-	}
-	return 0;
-}
-
-/* The rows that come from the file. */
-static int load_rows(struct train_run *r, const struct weights *w, struct error *e)
-{
-	struct params some = *r->p; /* a view of the table */
-	some.rows = mem_alloc((size_t)r->p->count, sizeof *some.rows, e);
-	some.count = 0;
-	if (!some.rows)
-		return -1;
-	for (int i = 0; i < r->p->count; i++) {
-		const struct param *row = &r->p->rows[i];
-		bool anew = (r->init.other_text && in_list(r->t->text_rows, row->name)) ||
-		            (r->init.other_image && in_list(r->t->image_rows, row->name));
+	*some = *t->params;
+	some->rows = mem_alloc((size_t)t->params->count, sizeof *some->rows, e);
+	some->count = 0;
+	for (int i = 0; some->rows && i < t->params->count; i++) {
+		const struct param *row = &t->params->rows[i];
+		bool anew = (in->other_text && in_list(t->text_rows, row->name)) ||
+		            (in->other_image && in_list(t->image_rows, row->name));
 		if (!anew)
-			some.rows[some.count++] = *row;
+			some->rows[some->count++] = *row;
 	}
-	int result = params_load(&some, BLOCK_W, w, "", e);
-	r->init.anew = r->p->count - some.count;
-	free(some.rows);
+	return some->rows ? 0 : -1;
+}
+
+/* "--layers 4 (here 6)": how the file's sizes differ; empty when they do not, or it has none. */
+static int describe(struct buf *out, const struct train_init *in, const struct trainee *t, const struct train_options *o,
+                    struct error *e)
+{
+	json_t *theirs = weights_config(in->file);
+	return theirs && t->config ? train_differences(out, o->table, "here", theirs, t->config, e) : buf_set(out, "", 0, e);
+}
+
+/* Whether the file has all these tensors in their shapes. */
+static int fits(const struct params *some, const struct train_init *in, const struct trainee *t, const struct train_options *o,
+                struct error *e)
+{
+	struct error why = {0};
+	struct buf what = {0};
+	int result = params_fit(some, in->file, "", &why);
+	if (result && describe(&what, in, t, o, e) == 0)
+		fail(e, why.status, "%.250s%s%.200s", why.text, what.n ? "; " : "", what.n ? (char *)what.p : "");
+	buf_free(&what);
 	return result;
 }
 
-static int load(struct train_run *r, const struct weights *w, struct error *e)
+static int open_file(struct train_init *in, const struct trainee *t, const struct train_options *o, struct error *e)
 {
+	in->file = weights_open(o->init, e);
+	return in->file && weights_need_kind(in->file, t->kind, e) == 0 ? compare_codecs(in, t, o, e) : -1;
+}
+
+int train_init_check(const struct trainee *t, const struct train_options *o, struct error *e)
+{
+	struct train_init in = {0};
+	struct params some = {0};
+	struct stat st;
+	if (!o->init || strcmp(o->init, "-") == 0 || (stat(o->init, &st) == 0 && !S_ISREG(st.st_mode)))
+		return 0;
+	int result = open_file(&in, t, o, e) || rows_of_file(&some, &in, t, e) || fits(&some, &in, t, o, e) ? -1 : 0;
+	free(some.rows);
+	weights_close(in.file);
+	return result;
+}
+
+int train_init_load(struct train_run *r, struct error *e)
+{
+	struct train_init *in = &r->init;
+	struct params some = {0};
 	struct buf what = {0};
-	struct error why = {0};
-	int result = describe_differences(r, w, &what, e);
-	if (result == 0 && load_rows(r, w, &why))
-		result = fail(e, why.status, "%.250s%s%.200s", why.text, what.n ? "; " : "", what.n ? (char *)what.p : "");
-	const char *step = weights_meta(w, "dalle.step");
+	const char *step = weights_meta(in->file, "dalle.step");
+	int result = rows_of_file(&some, in, r->t, e) || fits(&some, in, r->t, r->o, e) ||
+	             params_load(&some, BLOCK_W, in->file, "", e) || describe(&what, in, r->t, r->o, e) ? -1 : 0;
 	if (result == 0)
 		note(0, "%s: starts from %s, step %s%s%s", r->o->output, r->o->init, step ? step : "unknown", what.n ? "; " : "",
 		     what.n ? (char *)what.p : "");
-	if (result == 0 && r->init.anew)
-		note(0, "%s: %d tensors of another vocabulary start from chance", r->o->output, r->init.anew);
+	int anew = r->p->count - some.count;
+	if (result == 0 && anew)
+		note(0, "%s: %d tensor%s of another vocabulary start%s from chance", r->o->output, anew, plural((uint64_t)anew),
+		     anew == 1 ? "s" : "");
+	free(some.rows);
 	buf_free(&what);
 	return result;
 }
@@ -107,19 +119,10 @@ int train_init_open(struct train_run *r, struct error *e)
 {
 	if (!r->o->init)
 		return 0;
-	r->init.file = weights_open(r->o->init, e);
-	if (!r->init.file || weights_need_kind(r->init.file, r->t->kind, e))
+	if (open_file(&r->init, r->t, r->o, e))
 		return -1;
-	compare_codecs(r, r->init.file);
-	if ((r->init.other_text || r->init.other_image) && !r->o->new_vocabulary)
-		return refuse_codec(r, r->init.file, e);
 	r->init.commands = parsed(r->init.file, "dalle.command");
 	return weights_id(r->init.file, r->init.id, e);
-}
-
-int train_init_load(struct train_run *r, struct error *e)
-{
-	return load(r, r->init.file, e);
 }
 
 int train_init_sizes(const struct tool *tool, int argc, char **argv, const char *kind, struct weights **w, struct error *e)

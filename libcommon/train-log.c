@@ -100,9 +100,10 @@ void train_log_start(struct train_run *r)
 		snprintf(ranks, sizeof ranks, ", %d ranks", ranks_size(r));
 	}
 	put_line(l, j);
-	note(0, "%s: %lld parameters, %lld records%s, %lld updates of %lld%s", r->o->output, (long long)params_count(r->p),
-	     (long long)loader_records(r->data), loader_records(r->data) ? "" : " (a pipe of unknown length)",
-	     (long long)(r->steps - r->step), (long long)r->t->batch * (long long)r->o->accumulate, ranks);
+	uint64_t parameters = params_count(r->p), records = loader_records(r->data), updates = (uint64_t)(r->steps - r->step);
+	note(0, "%s: %llu parameter%s, %llu record%s%s, %llu update%s of %lld%s", r->o->output, (unsigned long long)parameters,
+	     plural(parameters), (unsigned long long)records, plural(records), records ? "" : " (a pipe of unknown length)",
+	     (unsigned long long)updates, plural(updates), (long long)r->t->batch * (long long)r->o->accumulate, ranks);
 	progress_start(&l->progress, "steps", (uint64_t)(r->steps - r->step));
 	l->line_began = l->told = seconds_now();
 }
@@ -263,8 +264,8 @@ void captions_count(struct cut_captions *c, const struct record *r, size_t token
 {
 	c->drawn++;
 	if (tokens > c->most && c->cut++ == 0)
-		note(0, "%s: the caption of record '%.*s' has %zu tokens and is cut to %zu (%s), as all longer ones are", c->file,
-		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", tokens, c->most, c->option);
+		note(0, "%s: the caption of record '%.*s' has %zu token%s and is cut to %zu (%s), as all longer ones are", c->file,
+		     (int)(r->key.n < 200 ? r->key.n : 200), r->key.n ? (const char *)r->key.p : "", tokens, plural(tokens), c->most, c->option);
 }
 
 int train_log_captions(struct train_run *r, struct error *e)
@@ -276,7 +277,8 @@ int train_log_captions(struct train_run *r, struct error *e)
 	if (comm_sum(&r->ranks->c, x, ARRAY_LEN(x), COMM_F64, e))
 		return -1;
 	if (x[0] > 0)
-		note(0, "%.0f of %.0f captions drawn, a record's at each pass, were cut to %zu tokens", x[0], x[1], c->most);
+		note(0, "%.0f of %.0f caption%s drawn, a record's at each pass, cut to %zu token%s", x[0], x[1], plural((uint64_t)x[1]), c->most,
+		     plural(c->most));
 	return 0;
 }
 

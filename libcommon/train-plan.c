@@ -142,7 +142,7 @@ static void print_plan(const struct memory_plan *m, const struct trainee *t, con
 	for (enum params_block b = 0; b < BLOCKS; b++)
 		plan_block(names[b], &m->use[b]);
 	plan_each(m);
-	snprintf(about, sizeof about, "%d records at once", t->batch);
+	snprintf(about, sizeof about, "%d record%s at once", t->batch, plural((uint64_t)t->batch));
 	plan_line("activations", m->activations, about);
 	if (t->init_bytes)
 		plan_line("start on host", t->init_bytes, "for a time, at most");
@@ -199,7 +199,7 @@ int train_plan(const struct trainee *t, const struct train_options *o, const str
                struct error *e)
 {
 	struct memory_plan m;
-	if (check_options(t, o, ops->type(dev), e))
+	if (check_options(t, o, ops->type(dev), e) || (!o->dry_run && train_init_check(t, o, e)))
 		return -1;
 	choose_storage(t, o);
 	make_plan(&m, t, o, ops->type(dev));

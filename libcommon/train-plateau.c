@@ -76,6 +76,6 @@ int train_plateau_load(struct train_run *r, const json_t *j)
 json_t *train_plateau_rule_json(const struct train_run *r)
 {
 	const struct plateau_rule *rule = &r->t->plateau;
-	return json_pack("{s:i,s:I,s:I,s:I,s:f}", "most", rule->most, "from", (json_int_t)rule->from, "window",
-	                 (json_int_t)rule->window, "patience", (json_int_t)rule->patience, "gain", rule->gain);
+	return json_pack("{s:i,s:I,s:I,s:f}", "halvings", rule->most, "plateau_window", (json_int_t)rule->window,
+	                 "plateau_patience", (json_int_t)rule->patience, "plateau_gain", rule->gain);
 }

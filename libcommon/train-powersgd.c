@@ -12,11 +12,12 @@ int train_powersgd_start(struct train_run *r, struct error *e)
 	return used(r) ? powersgd_start(&r->powersgd, r->p, &r->o->powersgd, e) : 0;
 }
 
-json_t *train_powersgd_json(const struct train_run *r)
+bool train_powersgd_describe(struct train_run *r)
 {
 	const struct powersgd_options *how = &r->o->powersgd;
-	return json_pack("{s:i,s:s,s:b}", "rank", how->rank, "format", how->type == DT_F32 ? "f32" : "16", "keep_skipped",
-	                 how->keep_skipped);
+	return used(r) && (json_object_set_new(r->identity, "powersgd", json_integer(how->rank)) ||
+	                   json_object_set_new(r->identity, "powersgd_format", json_string(how->type == DT_F32 ? "f32" : "16")) ||
+	                   (how->keep_skipped && json_object_set_new(r->identity, "powersgd_keep", json_true())));
 }
 
 int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e)

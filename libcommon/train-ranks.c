@@ -54,8 +54,8 @@ static void tell_binding(const struct comm *c)
 		return;
 	int count = CPU_COUNT(&set);
 	if ((int64_t)count * c->local_size < online * c->sharing)
-		note(0, "rank %d may run on %d of this machine's %lld processors, with %d of its %d ranks: mpirun --bind-to none lets them"
-		     " divide all", c->rank, count, (long long)online, c->sharing, c->local_size);
+		note(0, "rank %d may run on %d of this machine's %lld processors, with %d of its %d rank%s: mpirun --bind-to none lets them"
+		     " divide all", c->rank, count, (long long)online, c->sharing, c->local_size, plural((uint64_t)c->local_size));
 }
 
 /* Unless it was said how many: the ranks of a machine take no more threads together than one process would. */
@@ -256,13 +256,14 @@ static json_t *command_json(const struct train_run *r)
 
 static int compare_command(const struct train_run *r, const char *own, const char *of_0, struct error *e)
 {
-	struct difference d;
+	struct buf what = {0};
 	if (strcmp(own, of_0) == 0)
 		return 0;
 	json_t *here = json_loads(own, 0, NULL), *there = json_loads(of_0, 0, NULL);
-	if (here && there && train_differs(&d, there, here))
-		fail(e, STATUS_FAIL, "%s: its %s is %s, that of rank 0 is %s, expected the same options, data and kind of device on all"
-		     " ranks", r->o->output, d.key, d.is, d.was);
+	if (here && there && train_differences(&what, r->o->table, "here", there, here, e) == 0 && what.n)
+		fail(e, STATUS_FAIL, "%s: rank 0 has %s; expected the same options, data and kind of device on all ranks", r->o->output,
+		     (char *)what.p);
+	buf_free(&what);
 	json_decref(here);
 	json_decref(there);
 	return fail(e, STATUS_FAIL, "%s: its run is another than that of rank 0, expected the same options", r->o->output);

@@ -1,6 +1,7 @@
 /* train-run.h - one training run in progress, shared by the files of the loop: train.c (updates), train-state.c
  * (checkpoints, resume, lock), train-log.c (log, progress, warnings), train-plan.c (memory plan, schedules), train-plateau.c
- * (halvings), train-init.c (weights of another model), train-ranks.c (several processes), train-powersgd.c. */
+ * (halvings), train-init.c (weights of another model), train-ranks.c (several processes), train-powersgd.c, train-differences.c
+ * (what another command would change). */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
 
@@ -49,7 +50,6 @@ struct train_init {
 	struct weights *file; /* NULL: none */
 	bool other_text, other_image; /* it is of another vocabulary, dVAE */
 	char id[ID_LENGTH + 1];
-	int anew;             /* tensors that it did not give */
 	json_t *commands;     /* that made it; NULL when unknown */
 };
 
@@ -86,14 +86,13 @@ void train_unlock(struct train_run *r);
 int train_describe(struct train_run *r, int argc, char **argv, struct error *e);
 /* Look at the output file: 0 start anew, 1 the state of an unfinished run was loaded, 2 already complete, -1. */
 int train_resume(struct train_run *r, struct error *e);
-/* The first member in which two objects differ, those that only one of them has included; values as text.  False: none. */
-struct difference {
-	char key[41], was[100], is[100];
-};
-bool train_differs(struct difference *d, json_t *was, json_t *is);
 int train_checkpoint(struct train_run *r, struct error *e);
 /* The finished file, from block avg, or w when the trainee does not average; `step` is what it holds. */
 int train_finish(struct train_run *r, int64_t step, struct error *e);
+
+/* train-differences.c.  "--seed 1 (now 7), --lr 0.003 (now 0.001)": all members in which two descriptions of runs differ, as the
+ * options of the table (NULL: none) that set them; `word` is for the second one, as "now".  Empty when there are none. */
+int train_differences(struct buf *out, const struct opt *table, const char *word, json_t *was, json_t *is, struct error *e);
 
 /* train-plateau.c */
 double train_plateau_factor(const struct train_run *r); /* of the step size */
@@ -104,6 +103,8 @@ int train_plateau_load(struct train_run *r, const json_t *j); /* -1 when it is c
 json_t *train_plateau_rule_json(const struct train_run *r); /* for the run's identity */
 
 /* train-init.c */
+/* Before any memory is taken: kind, vocabulary, dVAE, names and shapes of the tensors; of a pipe nothing. */
+int train_init_check(const struct trainee *t, const struct train_options *o, struct error *e);
 int train_init_open(struct train_run *r, struct error *e); /* checks kind, vocabulary and dVAE */
 int train_init_load(struct train_run *r, struct error *e); /* over the initial weights */
 void train_init_close(struct train_run *r);
@@ -134,7 +135,7 @@ static inline bool ranks_first(const struct train_run *r) /* who writes */
 
 /* train-powersgd.c.  Without --powersgd these do nothing. */
 int train_powersgd_start(struct train_run *r, struct error *e); /* memory; error buffers are 0 */
-json_t *train_powersgd_json(const struct train_run *r); /* for the run's identity */
+bool train_powersgd_describe(struct train_run *r); /* into the run's identity; true: no memory */
 /* This rank's gradients become those of all ranks; metrics get what is to be told of it. */
 int train_powersgd_sum(struct train_run *r, struct metrics *m, struct error *e);
 /* After each update, which was applied or left out. */

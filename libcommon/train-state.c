@@ -152,13 +152,14 @@ int train_describe(struct train_run *r, int argc, char **argv, struct error *e)
 	                        "text_id", r->t->text_id ? r->t->text_id : "", "image_id",
 	                        r->t->image_id ? r->t->image_id : "", "step_sizes", schedule_json(r), "optimizer",
 	                        optimizer_json(r->t));
-	/* Only what differs from the usual, so that files of earlier versions can be continued. */
+	/* Of these only what differs from the usual. */
 	const struct storage *s = &r->p->storage;
-	bool failed = (s->moments_16 && json_object_set_new(r->identity, "moments", json_string("16"))) ||
+	bool failed = (r->t->recipe && json_object_update(r->identity, r->t->recipe)) ||
+	              (s->moments_16 && json_object_set_new(r->identity, "moments", json_string("16"))) ||
 	              (s->no_master && json_object_set_new(r->identity, "no_master", json_true())) ||
-	              (r->t->plateau.most && json_object_set_new(r->identity, "plateau", train_plateau_rule_json(r))) ||
+	              (r->t->plateau.most && json_object_set_new(r->identity, "halve_on_plateau", train_plateau_rule_json(r))) ||
 	              (r->init.file && json_object_set_new(r->identity, "init", json_string(r->init.id))) ||
-	              (r->o->powersgd.rank && json_object_set_new(r->identity, "powersgd", train_powersgd_json(r)));
+	              train_powersgd_describe(r);
 	r->lineage = lineage_json(loader_header(r->data));
 	r->commands = json_is_array(r->init.commands) ? json_copy(r->init.commands) : json_array();
 	json_t *command = command_json(argc, argv, e);
@@ -280,46 +281,6 @@ int train_finish(struct train_run *r, int64_t step, struct error *e)
 
 /* ---- resuming ---- */
 
-static void value_text(char *out, size_t n, const json_t *j)
-{
-	char *text = j ? json_dumps(j, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6)) : NULL;
-	snprintf(out, n, "%.90s", text ? text : "none");
-	free(text);
-}
-
-bool train_differs(struct difference *d, json_t *was, json_t *is)
-{
-	const char *key;
-	json_t *value;
-	json_t *all = json_copy(is);
-	json_object_update_missing(all, was);
-	*d = (struct difference){0};
-	json_object_foreach(all, key, value) {
-		json_t *a = json_object_get(was, key), *b = json_object_get(is, key);
-		if (*d->key || (a && b && json_equal(a, b)))
-			continue;
-		snprintf(d->key, sizeof d->key, "%s", key);
-		value_text(d->was, sizeof d->was, a);
-		value_text(d->is, sizeof d->is, b);
-	}
-	json_decref(all);
-	return *d->key != 0;
-}
-
-/* Both objects must be equal; the first member that differs is named. */
-static int same_object(const struct train_run *r, const char *what, json_t *old, json_t *now, bool finished,
-                       struct error *e)
-{
-	struct difference d;
-	if (json_equal(old, now))
-		return 0;
-	if (train_differs(&d, old, now))
-		return fail(e, STATUS_BAD, "%s: is a%s run whose %s%s is %s, not %s; --restart replaces it", r->o->output,
-		            finished ? " complete" : "n unfinished", what, d.key, d.was, d.is);
-	return fail(e, STATUS_BAD, "%s: is a run of another version, its %s differs; --restart replaces it", r->o->output,
-	            *what ? what : "description");
-}
-
 static json_t *meta_json(const struct weights *w, const char *key, struct error *e)
 {
 	const char *text = weights_meta(w, key);
@@ -349,23 +310,49 @@ static bool is_shorter(const struct train_run *r, const json_t *old)
 	return shorter;
 }
 
+/* Config and description in one object, or NULL. */
+static json_t *joined(json_t *config, json_t *identity)
+{
+	json_t *all = json_is_object(config) ? json_copy(config) : json_object();
+	if (all && json_object_update(all, identity) == 0)
+		return all;
+	json_decref(all);
+	return NULL;
+}
+
+/* A run whose description is another one. */
+static int refuse_run(const struct train_run *r, json_t *old, json_t *now, bool finished, struct error *e)
+{
+	struct buf what = {0};
+	if (train_differences(&what, r->o->table, "now", old, now, e) == 0)
+		fail(e, STATUS_BAD, "%s: is a%s run %s%s; --restart replaces it", r->o->output, finished ? " complete" : "n unfinished",
+		     what.n ? "with " : "of another version", what.n ? (char *)what.p : "");
+	buf_free(&what);
+	return -1;
+}
+
 /* Whether the file is of this run; *longer: it is complete and the present command only asks for more updates. */
 static int same_run(const struct train_run *r, const struct weights *w, bool finished, bool *longer, struct error *e)
 {
 	if (weights_need_kind(w, r->t->kind, e))
 		return -1;
+	json_t *config = weights_config(w), *run = meta_json(w, "dalle.run", e);
+	if (!run)
+		return -1;
 	/* Through text and back, so that a model may give numbers as it likes (1.0 or 1). */
 	char *text = json_dumps(r->t->config, JSON_COMPACT | JSON_SORT_KEYS);
-	json_error_t at;
-	json_t *config = text ? json_loads(text, 0, &at) : NULL;
-	json_t *old = meta_json(w, "dalle.run", e);
+	json_t *own = text ? json_loads(text, 0, NULL) : NULL, *old = joined(config, run), *now = joined(own, r->identity);
 	free(text);
-	int result = !old ? -1 : same_object(r, "config ", weights_config(w), config, finished, e);
-	*longer = result == 0 && finished && is_shorter(r, old);
-	if (result == 0 && !*longer)
-		result = same_object(r, "", old, r->identity, finished, e);
-	json_decref(config);
+	*longer = finished && json_equal(config, own) && is_shorter(r, run);
+	int result = 0;
+	if (!old || !now)
+		result = fail(e, STATUS_LIMIT, "out of memory");
+	else if (!*longer && !json_equal(old, now))
+		result = refuse_run(r, old, now, finished, e);
+	json_decref(own);
+	json_decref(run);
 	json_decref(old);
+	json_decref(now);
 	return result;
 }
 

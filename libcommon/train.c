@@ -39,9 +39,9 @@ static int accumulate(struct train_run *r, struct train_step *s, struct metrics 
 		if (n < 0)
 			return -1;
 		if (n < t->batch)
-			return fail(e, STATUS_FAIL, "%s: the pipe ended at step %lld of %lld, after %llu records; lower --steps",
+			return fail(e, STATUS_FAIL, "%s: the pipe ended at step %lld of %lld, after %llu record%s; lower --steps",
 			            loader_name(r->data), (long long)r->step, (long long)r->steps,
-			            (unsigned long long)loader_state(r->data).position);
+			            (unsigned long long)loader_state(r->data).position, plural(loader_state(r->data).position));
 		if (ours && t->step(t->model, s, r->batch, n, &part, e))
 			return -1;
 		metrics_add(m, &part, 1.0 / s->parts);

@@ -8,7 +8,7 @@
  * can be used already) and, under "train.w.", "train.m.", "train.v.", the raw weights and moments, with "dalle.state"; the
  * finished file drops these.  The same command run again continues an unfinished file bit-exactly, and says "already
  * complete" (status 0) for a finished one.  A command that would compute something else (other config, data, seed,
- * batch, number of updates or step sizes) is refused, naming what differs and --restart.  With keep_state the finished
+ * batch, number of updates, recipe) is refused, naming the options that differ and --restart.  With keep_state the finished
  * file keeps the state, and the same command with more updates goes on from it.
  *
  * A trainer's main:
@@ -64,8 +64,8 @@ struct train_options {
 	const char *output, *log, *eval;
 	int64_t steps;     /* 0: from epochs */
 	double epochs;     /* used when steps is 0 */
-	double lr;         /* peak step size; 0: the preset's */
-	int64_t warmup;    /* -1: the preset's */
+	double lr;         /* peak step size; this and warmup are the preset's unless given, and heeded by the trainee's lr() alone */
+	int64_t warmup;    /* updates */
 	int64_t save_every, eval_every, patience; /* 0: never / off */
 	int64_t seed;
 	int64_t accumulate; /* batches per update */
@@ -77,22 +77,23 @@ struct train_options {
 	bool keep_state;     /* the finished file can be prolonged */
 	int moments;         /* of matrices; 0: f32, 1: 16 bits (D10) */
 	bool no_master;      /* matrices in the 16-bit type alone, rounded at random (D12) */
+	const struct opt *table; /* the tool's options, for messages; may be NULL */
 	struct powersgd_options powersgd; /* how gradients of ranks are summed; of rank 0: plainly */
 	int comm;            /* enum comm_choice */
 	struct ranks *ranks; /* set by ranks_open; NULL: this process alone */
 };
-#define TRAIN_DEFAULTS {.epochs = 10, .warmup = -1, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
+#define TRAIN_DEFAULTS {.epochs = 10, .save_every = 1000, .seed = 1, .accumulate = 1, .log_every = 10}
 #define OPT_TRAIN(t) \
 	OPT_STRING('o', "output", &(t)->output, "FILE", "model file to write, and to resume from"), \
 	OPT_INT('n', "steps", &(t)->steps, 0, 1e12, "N", "updates in all, 0 to use --epochs"), \
 	OPT_REAL(0, "epochs", &(t)->epochs, 0, 1e9, "X", "passes over the data when --steps is 0"), \
-	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size, 0 for the preset's"), \
-	OPT_INT(0, "warmup", &(t)->warmup, -1, 1e12, "N", "updates of linear warm-up, -1 for the preset's"), \
+	OPT_REAL(0, "lr", &(t)->lr, 0, 10, "X", "peak step size"), \
+	OPT_INT(0, "warmup", &(t)->warmup, 0, 1e12, "N", "updates over which it rises linearly"), \
 	OPT_STRING(0, "log", &(t)->log, "FILE", "append one JSON object per line to FILE"), \
 	OPT_INT(0, "log-every", &(t)->log_every, 1, 1e12, "N", "updates between lines of the log"), \
 	OPT_STRING(0, "eval", &(t)->eval, "FILE", "held-out stream to evaluate on"), \
 	OPT_INT(0, "eval-every", &(t)->eval_every, 0, 1e12, "N", "updates between evaluations, 0 for once a pass"), \
-	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 never"), \
+	OPT_INT(0, "patience", &(t)->patience, 0, 1e9, "N", "stop after N evaluations without gain, keep the best; 0 for never"), \
 	OPT_INT(0, "save-every", &(t)->save_every, 0, 1e12, "N", "updates between checkpoints, 0 for the end only"), \
 	OPT_INT(0, "accumulate", &(t)->accumulate, 1, 1 << 20, "N", "batches summed into one update"), \
 	OPT_INT('s', "seed", &(t)->seed, 0, (double)INT64_MAX, "N", "seed of weights, order and noise"), \
@@ -140,6 +141,7 @@ struct trainee {
 	void *model;
 	struct params *params;
 	json_t *config;                      /* owned by the caller */
+	json_t *recipe;                      /* what else decides the result: options by name, _ for -; the caller's, may be NULL */
 	const char *text_id, *image_id;      /* "" when none; written into the file */
 	int batch;                           /* records per step() call */
 	float beta1, beta2, eps, decay, v_max; /* AdamW */
@@ -176,9 +178,9 @@ struct trainee {
 	int (*preview)(void *model, const struct train_step *s, struct error *e);
 };
 
-/* Check the options, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
+/* Check the options and the tensors of --init, choose params->storage by them, and check that parameters (rows added, not yet built), gradients,
  * moments, averages and activations fit the device.  Returns 0: go on; 1: --dry-run printed the memory plan on stdout; -1:
- * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE. */
+ * STATUS_LIMIT when it does not fit (also after printing), STATUS_USAGE, STATUS_BAD. */
 int train_plan(const struct trainee *t, const struct train_options *o, const struct ops *ops, struct dev *dev,
                struct error *e);
 

@@ -267,6 +267,26 @@ int parse_real(const char *s, double min, double max, double *out, struct error 
 	return 0;
 }
 
+const char *choice_name(const char *list, int i, size_t *n)
+{
+	for (; i > 0 && list; i--) {
+		list = strchr(list, '|');
+		list = list ? list + 1 : NULL;
+	}
+	*n = list ? strcspn(list, "|") : 0;
+	return list;
+}
+
+int choice_number(const char *list, const char *name)
+{
+	size_t n;
+	const char *s;
+	for (int i = 0; (s = choice_name(list, i, &n)); i++)
+		if (n == strlen(name) && strncmp(s, name, n) == 0)
+			return i;
+	return -1;
+}
+
 /* ---- files ---- */
 
 int64_t read_full(int fd, void *p, size_t n, const char *name, struct error *e)

@@ -86,6 +86,13 @@ void buf_free(struct buf *b);
 int parse_int(const char *s, int64_t min, int64_t max, int64_t *out, struct error *e);
 int parse_real(const char *s, double min, double max, double *out, struct error *e);
 
+/* Lists of names, "a|b|c".  Name i and its length; NULL when there are fewer, or no list.  The number of a name; -1: none. */
+const char *choice_name(const char *list, int i, size_t *n);
+int choice_number(const char *list, const char *name);
+
+/* The ending of a noun of which there are n: "%llu record%s". */
+static inline const char *plural(uint64_t n) { return n == 1 ? "" : "s"; }
+
 /* Files.  read_full and write_full hide EINTR and short transfers.
  * read_full returns the bytes read (less than n only at end of file) or -1. */
 int64_t read_full(int fd, void *p, size_t n, const char *name, struct error *e);

@@ -162,8 +162,8 @@ static int read_tensor(const struct weights *w, struct weights_tensor *t, const 
 	    natural(w, name, json_array_get(ends, 0), &t->offset, e) || natural(w, name, json_array_get(ends, 1), &end, e))
 		return -1;
 	if (end < t->offset || end - t->offset != bits / 8)
-		return bad(w, e, "tensor %.80s: holds %lld bytes, its shape needs %llu", name, (long long)(end - t->offset),
-		           (unsigned long long)(bits / 8));
+		return bad(w, e, "tensor %.80s: holds %lld byte%s, its shape needs %llu", name, (long long)(end - t->offset),
+		           plural(end - t->offset), (unsigned long long)(bits / 8));
 	t->bytes = bits / 8;
 	return 0;
 }
@@ -193,7 +193,7 @@ static int check_layout(const struct weights *w, struct error *e)
 		at += t->bytes;
 	}
 	if (at != room)
-		return bad(w, e, "has %llu bytes after the last tensor", (unsigned long long)(room - at));
+		return bad(w, e, "has %llu byte%s after the last tensor", (unsigned long long)(room - at), plural(room - at));
 	return 0;
 }
 

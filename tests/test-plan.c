@@ -40,12 +40,14 @@ static void check_compression(void)
 	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
 		struct plan_input in = of_preset(cases[i].preset, 1024);
 		in.rank = cases[i].rank;
+		in.powersgd_type = DT_1_6_9;
 		struct plan p = made(&in);
 		CHECK(fabs(p.wire.compression - cases[i].compression) < 1e-6, "K8: %s is compressed by %f, expected %f",
 		      cases[i].preset, p.wire.compression, cases[i].compression);
 	}
 	struct plan_input in = of_preset("12b", 1024);
 	in.rank = 896;
+	in.powersgd_type = DT_1_6_9;
 	struct plan p = made(&in);
 	CHECK(p.nodes == 128 && p.node == 8, "128 machines of 8");
 	CHECK(near(p.wire.plain, 3.02e9, 0.002) && near(p.wire.p + p.wire.q, 0.43e9, 0.01), "E15: %g and %g bytes", p.wire.plain,
@@ -63,13 +65,15 @@ static void check_paper_memory(void)
 {
 	struct plan_input in = of_preset("12b", 1024);
 	in.rank = 896;
+	in.powersgd_type = DT_1_6_9;
 	in.recompute = in.no_master = in.moments_16 = in.averages_on_host = true;
 	struct plan p = made(&in);
 	double others = 4.0 * (double)(p.parameters.total - p.parameters.attention - p.parameters.mlp) / 8;
-	CHECK(near((double)p.memory.copies, 3.02e9, 0.002) && near((double)p.memory.errors, 3.02e9, 0.002) &&
-	      near((double)p.memory.moments - 2 * others, 6.05e9, 0.002), "D12: parameters, errors and moments of 3.02 GB each");
-	CHECK(near((double)p.memory.weights, others, 1e-3) && near((double)p.memory.gradients, others, 1e-3),
-	      "all else stays f32");
+	CHECK(near((double)p.memory.copies, 3.02e9, 0.002) && near((double)p.memory.gradients - others, 3.02e9, 0.002) &&
+	      near((double)p.memory.moments - 2 * others, 6.05e9, 0.002), "D12: parameters, gradients and moments of 3.02 GB each");
+	CHECK(near((double)p.memory.weights, others, 1e-3), "all else stays f32");
+	CHECK(p.memory.powersgd > 3.02e9 + p.wire.p + 2 * p.wire.q && p.memory.powersgd < 3.02e9 + p.wire.p + 2 * p.wire.q + 3e9,
+	      "E10: errors and factors on the host, and what computes them");
 	CHECK(near((double)p.memory.stream, 2.6e9, 0.02), "D12: %.3g bytes of the residual stream", (double)p.memory.stream);
 	CHECK(p.memory.averages == 0 && near((double)p.memory.host, 4.0 * (double)p.parameters.total / 8, 1e-3),
 	      "C25: averages on the host");
@@ -97,7 +101,7 @@ static void check_one_process(const char *preset, enum dtype type, int batch, bo
 	const struct plan_memory *m = &p.memory;
 	CHECK(m->stream + m->inside + m->logits == activations && m->inside < activations, "%s: activations", preset);
 	CHECK(m->weights + m->copies + m->gradients + m->moments + m->averages == blocks, "%s: blocks of parameters", preset);
-	CHECK(m->total == blocks + activations && m->gathered + m->errors + m->host == 0, "%s: all", preset);
+	CHECK(m->total == blocks + activations && m->gathered + m->powersgd + m->host == 0, "%s: all", preset);
 	CHECK(p.parameters.total == params_count(&d.params) &&
 		      p.parameters.total == p.parameters.embeddings + p.parameters.attention + p.parameters.mlp +
 						    p.parameters.gains + p.parameters.heads,

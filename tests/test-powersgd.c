@@ -585,7 +585,8 @@ static void check_start(void)
 /* A layer sends what dalle-plan counts, 18 C r: queries, keys and values are a matrix each (E7). */
 static void check_plan(void)
 {
-	struct plan_input in = {.type = DT_F16, .batch = 1, .gpus = 2, .node = 1, .rank = 4};
+	struct plan_input in = {.type = DT_F16, .batch = 1, .gpus = 2, .node = 1, .rank = 4,
+	                        .powersgd_type = DT_1_6_9};
 	struct powersgd_options how = options(4, DT_1_6_9);
 	struct powersgd s;
 	struct dalle d = {0};

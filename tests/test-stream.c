@@ -319,7 +319,7 @@ static void test_hostile(void)
 {
 	BAD(STATUS_OK, H "\x12\x00\x1A\x02\x08\x01", NULL);
 	BAD(STATUS_OK, H "\x1A\x00", NULL);
-	BAD(STATUS_BAD, H "\x12\x00\x1A\x00", "1 records, the end record counts 0");
+	BAD(STATUS_BAD, H "\x12\x00\x1A\x00", "1 record, the end record counts 0");
 	BAD(STATUS_BAD, H "\x1A\x02\x08\x01", NULL);
 	BAD(STATUS_BAD, H "\x12\x00", "truncated: 1 record and no end record");
 	BAD(STATUS_BAD, H H "\x1A\x00", "truncated part");
@@ -345,7 +345,7 @@ static void test_hostile(void)
 	BAD(STATUS_BAD, H "\x12\x06\x22\x04\x08\x05\x10\x0D\x1A\x02\x08\x01", "5 image tokens of 13 bits in 0 bytes");
 	BAD(STATUS_BAD, H "\x12\x06\x22\x04\x08\x00\x10\x21\x1A\x02\x08\x01", "33 bits");
 	BAD(STATUS_LIMIT, H "\x12\x07\x22\x05\x08\xFF\xFF\xFF\x7F\x1A\x02\x08\x01", "image tokens");
-	BAD(STATUS_BAD, H "\x12\x08\x22\x06\x08\x01\x10\x10\x1A\x00\x1A\x02\x08\x01", "1 image tokens of 16 bits in 0 bytes");
+	BAD(STATUS_BAD, H "\x12\x08\x22\x06\x08\x01\x10\x10\x1A\x00\x1A\x02\x08\x01", "1 image token of 16 bits in 0 bytes");
 	BAD(STATUS_OK, H "\x12\x02\x1A\x00\x1A\x02\x08\x01", NULL); /* an empty caption's tokens */
 	BAD(STATUS_BAD, H "\x12\x06\x2A\x04\x08\x05\x10\x05\x1A\x02\x08\x01", "5 x 5 in 0 bytes");
 	BAD(STATUS_LIMIT, H "\x12\x0A\x2A\x08\x08\xFF\xFF\x03\x10\xFF\xFF\x03\x1A\x02\x08\x01", "picture of 65535 x 65535");

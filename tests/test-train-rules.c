@@ -179,7 +179,7 @@ static void check_init(void)
 	struct toy *wide = toy_new();
 	json_object_set_new(wide->t.config, "in", json_integer(IN + 1));
 	wide->p.rows[0].shape[1]++; /* only looked at */
-	CHECK(run(wide, &o, &e) == STATUS_BAD && strstr(e.text, "map.weight is 3 x 6, expected 3 x 7") && strstr(e.text, "in is 6, here 7"), "%s",
+	CHECK(run(wide, &o, &e) == STATUS_BAD && strstr(e.text, "map.weight is 3 x 6, expected 3 x 7") && strstr(e.text, "in 6 (here 7)"), "%s",
 	      e.text);
 	wide->p.rows[0].shape[1]--;
 	wide->t.kind = "clip";

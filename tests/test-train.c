@@ -268,29 +268,35 @@ static void check_refusals(void)
 	toy_free(m);
 	for (int finished = 0; finished < 2; finished++) {
 		x = o, x.seed = 2;
-		expect_refusal("seed", toy_new(), &x, data_path, "seed is 1, not 2");
+		expect_refusal("seed", toy_new(), &x, data_path, "with --seed 1 (now 2); --restart");
 		x = o, x.steps = 41;
-		expect_refusal("length", toy_new(), &x, data_path, finished ? "cannot go on to step 41" : "steps is 40, not 41");
+		expect_refusal("length", toy_new(), &x, data_path, finished ? "cannot go on to step 41" : "--steps 40 (now 41)");
 		x = o, x.steps = 39;
-		expect_refusal("length", toy_new(), &x, data_path, "steps is 40, not 39");
+		expect_refusal("length", toy_new(), &x, data_path, "--steps 40 (now 39)");
+		x = o, x.seed = 2, x.accumulate = 3, x.steps = 39;
+		expect_refusal("seed, length and accumulation", toy_new(), &x, data_path,
+		               "with --steps 40 (now 39), --seed 1 (now 2), --accumulate 1 (now 3); --restart");
+		m = toy_new();
+		m->t.recipe = json_pack("{s:f,s:s}", "lr", 3e-4, "why", "a reason");
+		expect_refusal("recipe", m, &o, data_path, "with no --lr (now 0.0003), no why (now a reason); --restart");
 		m = toy_new();
 		m->t.plateau = (struct plateau_rule){1, 0, 4, 1, 0.1};
-		expect_refusal("rule of halving", m, &o, data_path, "plateau is none, not {");
+		expect_refusal("rule of halving", m, &o, data_path, "no halve_on_plateau (now given)");
 		x = o, x.accumulate = 2;
-		expect_refusal("accumulation", toy_new(), &x, data_path, "accumulate is 1, not 2");
-		expect_refusal("data", toy_new(), &o, held_path, "data is");
+		expect_refusal("accumulation", toy_new(), &x, data_path, "--accumulate 1 (now 2)");
+		expect_refusal("data", toy_new(), &o, held_path, "run with data ");
 		m = toy_new();
 		m->peak = 0.06;
 		expect_refusal("step size", m, &o, data_path, "step_sizes");
 		m = toy_new();
 		json_object_set_new(m->t.config, "in", json_integer(7));
-		expect_refusal("config", m, &o, data_path, "config in is 6, not 7");
+		expect_refusal("config", m, &o, data_path, "run with in 6 (now 7)");
 		m = toy_new();
 		m->t.beta2 = 0.95f;
-		expect_refusal("optimizer", m, &o, data_path, "optimizer");
+		expect_refusal("optimizer", m, &o, data_path, "run with beta2 0.96 (now 0.95)");
 		m = toy_new();
 		m->t.batch = 4;
-		expect_refusal("batch", m, &o, data_path, "batch is 8, not 4");
+		expect_refusal("batch", m, &o, data_path, "run with --batch 8 (now 4)");
 		CHECK(run_fresh(&o, &e) == STATUS_OK, "the same command goes on: %s", e.text);
 	}
 	m = toy_new();

@@ -161,6 +161,7 @@ static inline struct toy *toy_new(void)
 static inline void toy_free(struct toy *m)
 {
 	json_decref(m->t.config);
+	json_decref(m->t.recipe);
 	params_free(&m->p);
 	m->ops->close(m->dev);
 	free(m);
@@ -168,7 +169,11 @@ static inline void toy_free(struct toy *m)
 
 static inline struct train_options usual(void)
 {
+	static struct train_options any;
+	static struct run_options where;
+	static const struct opt table[] = {OPT_TRAIN(&any), OPT_RUN(&where), OPT_END};
 	struct train_options o = TRAIN_DEFAULTS;
+	o.table = table;
 	o.output = model;
 	o.steps = STEPS;
 	o.save_every = 0;

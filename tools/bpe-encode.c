@@ -62,13 +62,16 @@ static void set_codec(struct header *h, const struct bpe *b)
 
 /* ---- lines ---- */
 
-/* Key and caption from a line: the key is that of a list's line, or the line's number. */
+/* Key and caption from a line: the key is that of a list's line, or the line's number.  1, 0 nothing in it, -1. */
 static int line_record(struct job *j, struct lines *l, const uint8_t *p, size_t n, struct record *r, struct error *e)
 {
 	unsigned long long number = lines_number(l);
 	struct list_line line;
 	record_clear(r);
-	if (lines_caption(l, tab, p, n, &line, e) || (tab ? list_key(&j->key, &line, e) : buf_printf(&r->key, e, "%llu", number)))
+	int given = lines_caption(l, tab, p, n, &line, e);
+	if (given <= 0)
+		return given;
+	if (tab ? list_key(&j->key, &line, e) : buf_printf(&r->key, e, "%llu", number))
 		return -1;
 	int key = tab ? text_repair(j->key.p, j->key.n, &r->key, e) : 0,
 	    caption = text_repair(line.caption, line.caption_n, &r->caption, e);
@@ -77,7 +80,7 @@ static int line_record(struct job *j, struct lines *l, const uint8_t *p, size_t 
 	j->mended += key || caption;
 	if (strict && (key || caption))
 		return fail(e, STATUS_BAD, "%s: line %llu is not UTF-8", lines_name(l), number);
-	return 0;
+	return 1;
 }
 
 static int encode_lines(struct job *j, struct lines *l, struct writer *out, struct error *e)
@@ -93,8 +96,10 @@ static int encode_lines(struct job *j, struct lines *l, struct writer *out, stru
 		uint64_t done;
 		lines_progress(l, &done, &progress.total);
 		progress_update(&progress, done, NULL);
-		if ((r = line_record(j, l, p, n, &record, e)) || (r = encode_record(j, &record, lines_name(l), e)) ||
-			(r = writer_put(out, &record, e)) || (r = typed ? writer_flush(out, e) : 0))
+		if ((r = line_record(j, l, p, n, &record, e)) < 0)
+			break;
+		if (r && ((r = encode_record(j, &record, lines_name(l), e)) || (r = writer_put(out, &record, e)) ||
+		          (r = typed ? writer_flush(out, e) : 0)))
 			break;
 	}
 	progress_end(&progress);
@@ -144,13 +149,13 @@ static int from_records(struct job *j, int argc, char **argv, int first, struct 
 static void summarise(const struct job *j)
 {
 	if (j->cut)
-		note(0, "%llu of %llu captions were cut to %lld tokens", (unsigned long long)j->cut,
-			(unsigned long long)j->records, (long long)length);
+		note(0, "%llu of %llu caption%s cut to %lld tokens", (unsigned long long)j->cut,
+			(unsigned long long)j->records, plural(j->records), (long long)length);
 	if (j->mended)
-		note(0, "%llu of %llu captions were not UTF-8: bad bytes became U+FFFD", (unsigned long long)j->mended,
-			(unsigned long long)j->records);
+		note(0, "%llu of %llu caption%s not UTF-8: bad bytes became U+FFFD", (unsigned long long)j->mended,
+			(unsigned long long)j->records, plural(j->records));
 	if (j->records && !j->captions)
-		note(0, "none of the %llu records has a caption", (unsigned long long)j->records);
+		note(0, "%llu record%s without a caption", (unsigned long long)j->records, plural(j->records));
 }
 
 static int run(struct job *j, int argc, char **argv, int first)

@@ -16,7 +16,7 @@ static const struct opt options[] = {
 	OPT_INT('k', "size", &size, 256, BPE_MAX_SIZE, "SIZE", "tokens in the vocabulary, the 256 bytes included"),
 	OPT_INT('f', "min-count", &min_count, 1, 1e15, "N", "merge only pairs that come at least N times"),
 	OPT_CHOICE(0, "rule", &rule, BPE_RULES, "what may be merged: letters a-z, or non-ASCII bytes too"),
-	OPT_FLAG('t', "tab", &tab, "lines are KEY<TAB>CAPTION, as in a list of pictures"),
+	OPT_FLAG('t', "tab", &tab, "lines are NAME<TAB>CAPTION, as in a list of pictures"),
 	OPT_FLAG('0', "zero", &zero, "lines end with NUL, not newline"),
 	OPT_OUTPUT(&output),
 	OPT_END,
@@ -34,7 +34,11 @@ static int count_lines(struct bpe_counts *c, char **files, int n, uint64_t *capt
 	progress_start(&progress, "bytes", 0);
 	while (l && (r = lines_next(l, &p, &length, e)) > 0) {
 		struct list_line line;
-		if ((r = lines_caption(l, tab, p, length, &line, e)) || (r = bpe_count(c, line.caption, line.caption_n, e)))
+		if ((r = lines_caption(l, tab, p, length, &line, e)) < 0)
+			break;
+		if (!line.caption)
+			continue;
+		if ((r = bpe_count(c, line.caption, line.caption_n, e)))
 			break;
 		uint64_t done;
 		if (++*captions % 4096 == 0) {
@@ -77,8 +81,8 @@ static struct bpe *train(const struct bpe_counts *c, struct error *e)
 	struct bpe *b = bpe_train(c, (uint32_t)size, (uint64_t)min_count, show_size, &progress, e);
 	progress_end(&progress);
 	if (b && bpe_size(b) < size)
-		note(0, "%u tokens instead of %lld: no other pair comes %lld times", bpe_size(b), (long long)size,
-			(long long)min_count);
+		note(0, "%u tokens instead of %lld: no other pair comes %lld time%s", bpe_size(b), (long long)size,
+			(long long)min_count, plural((uint64_t)min_count));
 	return b;
 }
 
@@ -105,7 +109,8 @@ static int run(int argc, char **argv, int first, struct error *e)
 	if (r == 0 && (b = train(c, e)))
 		r = write_vocabulary(b, e);
 	if (r == 0 && b)
-		note(1, "%u tokens from %llu captions, id %s", bpe_size(b), (unsigned long long)captions, bpe_id(b));
+		note(1, "%u tokens from %llu caption%s, id %s", bpe_size(b), (unsigned long long)captions, plural(captions),
+		     bpe_id(b));
 	bpe_counts_free(c);
 	bpe_close(b);
 	return e->status;

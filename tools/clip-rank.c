@@ -17,7 +17,6 @@ static bool no_sort, retrieval;
 
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "CLIP model file, or a folder as Hugging Face publishes it"),
-	OPT_OUTPUT(&output),
 	OPT_INT('k', "keep", &keep, 0, 1 << 30, "K", "keep the best K of each caption, 0 for all"),
 	OPT_STRING('w', "weights", &weights_text, "LIST",
 	           "what counts: clip=1 (the cosine), nll=1 (dalle-score's likelihood), or both"),
@@ -26,6 +25,7 @@ static const struct opt options[] = {
 	OPT_FLAG(0, "retrieval", &retrieval, "write no records but how well captions find their pictures, and the reverse"),
 	OPT_STRING(0, "among", &among, "FILE", "for --retrieval: search these records instead of the input's"),
 	OPT_RUN(&run),
+	OPT_OUTPUT(&output),
 	OPT_END,
 };
 static const struct tool tool = {"clip-rank", "[-m MODEL] [OPTION]... [FILE]...",
@@ -198,7 +198,7 @@ static int rank(struct embedder *x, struct filter *f, struct error *e)
 		r = group_flush(&g, f, e);
 	records_free(g.at, g.cap);
 	if (below)
-		note(0, "left out %llu records with scores below %g", (unsigned long long)below, min_score);
+		note(0, "left out %llu record%s with scores below %g", (unsigned long long)below, plural(below), min_score);
 	return e->status ? -1 : r;
 }
 
@@ -336,7 +336,7 @@ static int run_tool(struct filter *f, struct embedder *x, int argc, char **argv,
 		return -1;
 	int r = retrieval ? retrieve(x, f, argc, argv, e) : filter_start(f, output, STREAM_LEVEL, e) || rank(x, f, e) ? -1 : 0;
 	if (r == 0 && x->cut)
-		note(0, "%llu captions were longer than %lld tokens and were cut", (unsigned long long)x->cut,
+		note(0, "%llu caption%s cut to %lld tokens", (unsigned long long)x->cut, plural(x->cut),
 		     (long long)x->model.config.context);
 	return r;
 }

@@ -14,7 +14,7 @@ static int64_t size, shift = -1, memory = 1 << 30;
 static bool closed;
 
 static const struct opt options[] = {
-	OPT_STRING('x', "preset", &preset, "NAME", "sizes: tiny, small or vit-b-32; the options below override it"),
+	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: tiny|small|vit-b-32; the options below override it"),
 	OPT_TRAIN(&train),
 	OPT_RUN(&run),
 	OPT_INT(0, "size", &size, 0, 4096, "N", "side of the model's pictures in pixels, 0 for the data's"),
@@ -45,6 +45,8 @@ static int apply_preset(int argc, char **argv)
 	struct weights *w;
 	if (clip_preset(opt_early(&tool, argc, argv, "preset", preset), &config, &e))
 		return opt_misuse("%s", e.text);
+	train.lr = config.lr;
+	train.warmup = config.warmup;
 	int r = train_init_sizes(&tool, argc, argv, "clip", &w, &e);
 	if (r == 0 && w && (r = clip_config_from_json(&config, weights_config(w), weights_path(w), &e)) == 0) {
 		size = config.size;
@@ -65,7 +67,7 @@ static int fit_config(const struct header *h, const char *file, struct error *e)
 	config.closed = closed;
 	config.vocabulary = (int64_t)h->text.size + (closed ? 0 : 2); /* start and end */
 	if (config.size % config.patch)
-		return fail(e, STATUS_USAGE, "--patch %lld does not divide the pictures' %lld pixels", (long long)config.patch,
+		return fail(e, STATUS_USAGE, "--patch %lld does not divide the pictures' side of %lld", (long long)config.patch,
 		            (long long)config.size);
 	return 0;
 }
@@ -89,10 +91,8 @@ static void fill_trainer(struct clip_trainer *t, struct clip *m, const struct he
 	snprintf(m->text_id, sizeof m->text_id, "%s", h->text.id);
 	t->seed = (uint64_t)train.seed;
 	t->max_shift = (int)(shift < 0 ? config.size / 16 : shift);
-	if (train.lr > 0)
-		t->lr = train.lr;
-	if (train.warmup >= 0)
-		t->warmup = train.warmup;
+	t->lr = train.lr;
+	t->warmup = train.warmup;
 }
 
 static int train_model(struct loader *data, const struct ops *ops, struct dev *dev, int argc, char **argv, struct error *e)
@@ -105,9 +105,11 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 		fill_trainer(&trainer, &model, loader_header(data));
 		clip_trainee(&trainer, &trainee);
 		trainee.config = clip_config_json(&config);
+		trainee.recipe = clip_recipe(&trainer);
 		if (train_plan(&trainee, &train, ops, dev, e) == 0 && clip_build(&model, e) == 0)
 			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
+		json_decref(trainee.recipe);
 	}
 	clip_trainer_free(&trainer);
 	clip_free(&model);
@@ -125,6 +127,7 @@ int main(int argc, char **argv)
 		status = check_options();
 	if (status >= 0)
 		return finish(status);
+	train.table = options;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
 	struct loader *data = NULL;

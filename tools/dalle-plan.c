@@ -10,7 +10,7 @@
 
 static const char *preset = "12b", *model_path, *rates_path;
 static int64_t layers, width, heads, conv_k, text_length, gpus = 1, node = 8, batch, rank;
-static int precision = 1, moments, averages;
+static int precision = 1, moments, averages, powersgd_format;
 static bool as_json, no_overlap;
 static struct plan_input in;
 static const enum dtype types[] = {DT_F32, DT_BF16, DT_F16};
@@ -32,7 +32,8 @@ static const struct opt options[] = {
 	OPT_FLAG(0, "no-master", &in.no_master, "matrices in 16 bits only"),
 	OPT_CHOICE(0, "moments", &moments, "f32|16", "number format of Adam's moments of matrices"),
 	OPT_CHOICE(0, "averages", &averages, "device|host", "where averaged weights are kept"),
-	OPT_INT('r', "rank", &rank, 0, 1 << 17, "N", "total rank of PowerSGD between machines, 0 for plain all-reduce"),
+	OPT_INT(0, "powersgd", &rank, 0, 1 << 17, "R", "sum gradients between machines as products of rank R; 0 plainly"),
+	OPT_CHOICE(0, "powersgd-format", &powersgd_format, "f32|16", "of its error buffers and messages; 16: 1-6-9"),
 	OPT_REAL(0, "flops", &in.flops, 0, 1e21, "X", "operations per second that a GPU sustains, 0 for not known"),
 	OPT_REAL(0, "node-bandwidth", &in.node_bandwidth, 0, 1e15, "X",
 	         "bytes per second of a GPU inside its machine, 0 for not known"),
@@ -103,6 +104,9 @@ static int apply_options(struct error *e)
 	in.gpus = (int)gpus;
 	in.node = (int)node;
 	in.rank = (int)rank;
+	in.powersgd_type = powersgd_format ? DT_1_6_9 : DT_F32;
+	if (powersgd_format && !rank)
+		return fail(e, STATUS_USAGE, "--powersgd-format needs --powersgd");
 	in.moments_16 = moments == 1;
 	in.averages_on_host = averages == 1;
 	in.overlap = !no_overlap;
@@ -148,18 +152,18 @@ static void put_memory(const struct plan *p)
 	printf("memory of a GPU\n");
 	put_bytes("  weights", (double)m->weights, in.no_master ? "f32, without matrices" : "f32");
 	put_bytes("  weight copies", (double)m->copies, kind);
-	put_bytes("  gradients", (double)m->gradients, in.rank ? "f32, without matrices" : in.no_master ? kind : "f32");
-	put_bytes("  error buffers", (double)m->errors, "1-6-9, of matrices");
+	put_bytes("  gradients", (double)m->gradients, in.no_master ? kind : "f32");
 	put_bytes("  moments", (double)m->moments, in.moments_16 ? "matrices in 16 bits, two" : "f32, two");
 	put_bytes("  averaged weights", (double)m->averages, "f32");
 	put_bytes("  gathered", (double)m->gathered, "whole resblocks at work and a gradient");
 	put_bytes("  residual stream", (double)m->stream, "f32, inputs of resblocks");
 	put_bytes("  inside resblocks", (double)m->inside, in.recompute ? "of one layer at a time" : "of every layer");
 	put_bytes("  logits", (double)m->logits, "of one chunk");
-	snprintf(about, sizeof about, "%d sequences", in.batch);
+	snprintf(about, sizeof about, "%d sequence%s", in.batch, plural((uint64_t)in.batch));
 	put_bytes("  activations", (double)(m->stream + m->inside + m->logits), about);
 	put_bytes("  total on device", (double)m->total, "");
-	put_bytes("  on its host", (double)m->host, "averaged weights, f32");
+	put_bytes("  averages on host", (double)m->host, "f32");
+	put_bytes("  PowerSGD on host", (double)m->powersgd, "error buffers and factors");
 }
 
 static void put_operations(const char *what, double x, const char *about)
@@ -175,7 +179,7 @@ static void put_flops(const struct plan_flops *f)
 	put_operations("  matrix products", f->products, "");
 	for (int k = 0; k < PLAN_KINDS; k++) {
 		snprintf(what, sizeof what, "  %s attention", mask_names[k]);
-		snprintf(about, sizeof about, "%d layers of %llu pairs", f->layers[k], (unsigned long long)f->pairs[k]);
+		snprintf(about, sizeof about, "%d layer%s of %llu pairs", f->layers[k], plural((uint64_t)f->layers[k]), (unsigned long long)f->pairs[k]);
 		put_operations(what, f->attention[k], about);
 	}
 	put_operations("  heads", f->heads, "captions of full length");
@@ -196,7 +200,7 @@ static void put_wire(const struct plan *p)
 		return;
 	printf("bytes of an update and a GPU between %d machines\n", p->nodes);
 	put_bytes("  matrices", w->plain, in.rank ? "16 bits, not sent" : "16 bits");
-	snprintf(about, sizeof about, "instead, %.4f %% less", 100 * w->compression);
+	snprintf(about, sizeof about, "instead, %.4f %% %s", 100 * fabs(w->compression), w->compression < 0 ? "more" : "less");
 	put_bytes("  PowerSGD P and Q", w->p + w->q, about);
 	put_bytes("  others", w->others, "f32");
 	put_bytes("  payload", w->payload, "");
@@ -255,9 +259,9 @@ static json_t *plan_json(const struct plan *p)
 	                           N(n->mlp), "gains", N(n->gains), "heads", N(n->heads), "total", N(n->total));
 	json_t *memory = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
 	                           "weights", N(m->weights), "copies", N(m->copies),
-	                           "gradients", N(m->gradients), "errors", N(m->errors), "moments", N(m->moments), "averages",
+	                           "gradients", N(m->gradients), "moments", N(m->moments), "averages",
 	                           N(m->averages), "gathered", N(m->gathered), "stream", N(m->stream), "inside", N(m->inside),
-	                           "logits", N(m->logits), "total", N(m->total), "host", N(m->host));
+	                           "logits", N(m->logits), "total", N(m->total), "host", N(m->host), "powersgd", N(m->powersgd));
 #undef N
 	json_t *flops = json_pack("{s:f,s:o,s:f,s:f,s:f}", "products", f->products, "attention", attention_json(f),
 	                          "heads", f->heads,

@@ -18,7 +18,7 @@ static const struct opt options[] = {
 	OPT_REAL(0, "top-p", &top_p, 1e-6, 1, "P", "draw among the fewest tokens that hold this probability"),
 	OPT_REAL(0, "guidance", &guidance, 0, 100, "X", "strengthen the caption against the empty one, 1 for off"),
 	OPT_INT(0, "prefix-rows", &prefix_rows, 0, 4096, "R", "keep the first R rows of the records' image tokens"),
-	OPT_INT(0, "progressive", &progressive, 0, 4096, "R", "also write the unfinished samples after every R rows"),
+	OPT_INT(0, "progressive", &progressive, 0, 4096, "R", "also write the unfinished samples after every R rows, 0 for none"),
 	OPT_INT('s', "seed", &seed, 0, (double)INT64_MAX, "N", "seed of the draws"),
 	OPT_RUN(&run),
 	OPT_OUTPUT(&output),
@@ -145,7 +145,8 @@ static int work(struct filter *f, const struct ops *ops, struct dev *dev, int ar
 	struct work w = {.f = f};
 	int r = start(&w, ops, dev, argc, argv, first, e) || draw_all(&w, e) ? -1 : 0;
 	if (w.cut)
-		note(0, "%llu captions were longer than %d tokens and were cut", (unsigned long long)w.cut, w.d.c.text_length - 1);
+		note(0, "%llu caption%s cut to %d token%s", (unsigned long long)w.cut, plural(w.cut), w.d.c.text_length - 1,
+		     plural((uint64_t)w.d.c.text_length - 1));
 	ahead_close(w.in);
 	record_free(&w.record);
 	sampler_free(w.sampler);

@@ -98,7 +98,8 @@ static int end(struct work *w, struct error *e)
 			return -1;
 	}
 	if (w->d.cut)
-		note(0, "%llu captions were longer than %d tokens and were cut", (unsigned long long)w->d.cut, w->d.c.text_length - 1);
+		note(0, "%llu caption%s cut to %d token%s", (unsigned long long)w->d.cut, plural(w->d.cut), w->d.c.text_length - 1,
+		     plural((uint64_t)w->d.c.text_length - 1));
 	return 0;
 }
 

@@ -44,7 +44,7 @@ static const struct opt options[] = {
 	OPT_INT(0, "plateau-patience", &plateau_patience, 1, 1e6, "N", "means in a row without gain that make a plateau"),
 	OPT_REAL(0, "decay", &model.recipe.decay, 0, 10, "X", "weight decay"),
 	OPT_REAL(0, "clip", &model.recipe.clip, 0, 1e9, "X", "greatest norm of the gradient, 0 for any"),
-	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average"),
+	OPT_REAL(0, "average-decay", &model.recipe.average_decay, 0, 1, "X", "decay of the weight average, 0 for none"),
 	OPT_INT(0, "average-every", &average_every, 1, 1 << 20, "N", "updates between averagings"),
 	OPT_FLAG(0, "new-vocabulary", &train.new_vocabulary,
 	         "with --init: vocabulary or dVAE may be others, their tensors start anew"),
@@ -89,9 +89,16 @@ static int apply_preset(int argc, char **argv)
 	conv_k = model.config.conv_k;
 	centred = model.config.conv_centred;
 	text_length = model.config.text_length;
+	train.lr = p->recipe.lr;
+	train.warmup = p->recipe.warmup;
 	average_every = p->recipe.average_every;
 	run.batch = p->recipe.batch;
 	return status;
+}
+
+static bool halves_on_plateau(void)
+{
+	return on_plateau || (model.recipe.halving && !cosine && !halvings);
 }
 
 static void apply_options(void)
@@ -107,16 +114,28 @@ static void apply_options(void)
 	train.powersgd.rank = (int)powersgd_rank;
 	train.powersgd.type = powersgd_format ? DT_1_6_9 : DT_F32;
 	train.powersgd.seed = (uint64_t)train.seed;
-	if (train.lr > 0)
-		model.recipe.lr = train.lr;
-	if (train.warmup >= 0)
-		model.recipe.warmup = train.warmup;
-	if (model.recipe.halving && !cosine && !halvings)
-		on_plateau = true;
+	model.recipe.lr = train.lr;
+	model.recipe.warmup = train.warmup;
+	on_plateau = halves_on_plateau();
+}
+
+/* Options of one schedule of step sizes with another: -1 to go on, or the exit status. */
+static int check_schedule(int argc, char **argv)
+{
+	static const char *const plateau[] = {"halvings", "plateau-window", "plateau-gain", "plateau-patience"};
+	if (cosine + on_plateau + (halvings != NULL) > 1)
+		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
+	if (opt_early(&tool, argc, argv, "lr-end", NULL) && (halvings || halves_on_plateau()))
+		return opt_misuse("--lr-end is the end of the cosine, which %s replaces", halvings ? "--halve-at" :
+		                  on_plateau ? "--halve-on-plateau" : "the preset's --halve-on-plateau");
+	for (size_t i = 0; i < ARRAY_LEN(plateau); i++)
+		if (opt_early(&tool, argc, argv, plateau[i], NULL) && !halves_on_plateau())
+			return opt_misuse("--%s needs --halve-on-plateau", plateau[i]);
+	return -1;
 }
 
 /* What one option says of another: -1 to go on, or the exit status. */
-static int check_options(void)
+static int check_options(int argc, char **argv)
 {
 	if (!train.output && !train.dry_run)
 		return opt_misuse("-o MODEL is needed");
@@ -126,9 +145,7 @@ static int check_options(void)
 		return opt_misuse("--conv-k %lld is even, expected an odd number", (long long)conv_k);
 	if ((powersgd_format || train.powersgd.keep_skipped) && !powersgd_rank)
 		return opt_misuse("--powersgd-format and --powersgd-keep need --powersgd");
-	if (cosine + on_plateau + (halvings != NULL) > 1)
-		return opt_misuse("--cosine, --halve-at and --halve-on-plateau exclude each other");
-	return -1;
+	return check_schedule(argc, argv);
 }
 
 /* The data decides vocabularies and grid. */
@@ -175,6 +192,8 @@ static int prepare(struct dalle_fit *f, struct trainee *t, const struct header *
 	if (r == 0)
 		bytes = dalle_plan_bytes(f->d, (int)run.batch, true, ops, dev);
 	dalle_fit_trainee(f, t, config, h);
+	if (r == 0 && !(t->recipe = dalle_fit_recipe(f)))
+		r = fail(e, STATUS_LIMIT, "out of memory");
 	t->activation_bytes = bytes;
 	t->can_recompute = !recompute;
 	if (on_plateau)
@@ -199,6 +218,7 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 	if (device_open(&run, &ops, &dev, e) == 0 && prepare(&fit, &t, h, ops, dev, e) == 0)
 		status = train_run(&t, &train, data, argc, argv, e);
 	json_decref(t.config);
+	json_decref(t.recipe);
 	dalle_fit_free(&fit);
 	bpe_close(fit.bpe);
 	dalle_free(&d);
@@ -211,11 +231,12 @@ int main(int argc, char **argv)
 	struct error e = {0};
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
-	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options()) < 0)
+	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options(argc, argv)) < 0)
 		apply_options();
 	if (status >= 0)
 		return finish(status);
 	/* A plan without data is made for the preset's vocabularies and grid. */
+	train.table = options;
 	struct loader *data = NULL;
 	bool planned = train.dry_run && first == argc;
 	if (ranks_open(&ranks, &train, &run, argv + first, argc - first, &e) == 0 && !planned)

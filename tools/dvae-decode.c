@@ -10,8 +10,8 @@ static const char *model_path, *output;
 
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "dVAE model file"),
-	OPT_OUTPUT(&output),
 	OPT_RUN(&run),
+	OPT_OUTPUT(&output),
 	OPT_END,
 };
 static const struct tool tool = {"dvae-decode", "-m MODEL [OPTION]... [FILE]...",
@@ -66,8 +66,8 @@ static int take_tokens(int32_t *codes, const struct record *r, size_t tokens, ui
                        struct error *e)
 {
 	if (!r->image.present || r->image.n > tokens)
-		return fail(e, STATUS_BAD, "%s: record %.*s has %zu image tokens, expected up to %zu", file, (int)r->key.n,
-		            r->key.n ? (const char *)r->key.p : "", r->image.n, tokens);
+		return fail(e, STATUS_BAD, "%s: record %.*s has %zu image token%s, expected up to %zu", file, (int)r->key.n,
+		            r->key.n ? (const char *)r->key.p : "", r->image.n, plural(r->image.n), tokens);
 	for (size_t t = 0; t < tokens; t++) {
 		uint32_t code = t < r->image.n ? r->image.v[t] : 0;
 		if (code >= K)

@@ -11,9 +11,9 @@ static bool keep_pixels;
 
 static const struct opt options[] = {
 	OPT_STRING('m', "model", &model_path, "MODEL", "dVAE model file"),
-	OPT_OUTPUT(&output),
 	OPT_FLAG(0, "keep-pixels", &keep_pixels, "leave the pixels in the records beside their tokens"),
 	OPT_RUN(&run),
+	OPT_OUTPUT(&output),
 	OPT_END,
 };
 static const struct tool tool = {"dvae-encode", "-m MODEL [OPTION]... [FILE]...",

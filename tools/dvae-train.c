@@ -12,7 +12,7 @@ static int64_t memory = 1 << 30;
 static int augment;
 
 static const struct opt options[] = {
-	OPT_STRING('x', "preset", &preset, "NAME", "sizes and schedules: tiny, small or paper; the options below override it"),
+	OPT_STRING('x', "preset", &preset, "NAME", "sizes and recipe: " DVAE_PRESETS "; the options below override it"),
 	OPT_TRAIN(&train),
 	OPT_RUN(&run),
 	OPT_INT(0, "size", &config.size, 0, STREAM_MAX_SIDE, "N", "side of the pictures in pixels, 0 for the data's"),
@@ -23,19 +23,19 @@ static const struct opt options[] = {
 	OPT_INT(0, "blocks", &config.blocks, 1, 64, "N", "residual blocks in a group"),
 	OPT_INT(0, "codes", &config.codes, 2, 1 << 20, "N", "codes in the codebook"),
 	OPT_INT(0, "kernel", &config.kernel, 1, 63, "N", "side of the first convolution's kernel, odd"),
-	OPT_REAL(0, "gain", &config.post_gain, 0, 1000, "X", "of the residual paths, 0 for 1 / (groups * blocks)^2"),
-	OPT_REAL(0, "lr-end", &fit.schedule.lr_end, 0, 10, "X", "step size at the end of its schedule"),
+	OPT_REAL(0, "gain", &config.post_gain, 0, 1000, "X", "factor of the residual paths, 0 for 1 / (groups * blocks)^2"),
+	OPT_REAL(0, "lr-end", &fit.schedule.lr_end, 0, 10, "X", "step size at the end of its schedule, itself and no share of --lr"),
 	OPT_REAL(0, "lr-steps", &fit.schedule.lr_span, 0, 1e12, "X", "updates of that schedule, up to 1: share of all"),
 	OPT_REAL(0, "beta", &fit.schedule.beta, 0, 1e6, "X", "weight of the KL term after its rise from 0"),
 	OPT_REAL(0, "beta-steps", &fit.schedule.beta_span, 0, 1e12, "X", "updates of that rise, up to 1: share of all"),
 	OPT_REAL(0, "tau", &fit.schedule.tau_start, 1e-3, 1e3, "X", "temperature of the relaxation at the start"),
 	OPT_REAL(0, "tau-end", &fit.schedule.tau_end, 1e-3, 1e3, "X", "temperature at the end of its schedule"),
 	OPT_REAL(0, "tau-steps", &fit.schedule.tau_span, 0, 1e12, "X", "updates of that schedule, up to 1: share of all"),
-	OPT_REAL(0, "average", &fit.schedule.average_decay, 0, 0.999999, "X", "decay of the averaged weights"),
+	OPT_REAL(0, "average-decay", &fit.schedule.average_decay, 0, 0.999999, "X", "decay of the weight average, 0 for none"),
 	OPT_REAL(0, "usage-bonus", &fit.usage_bonus, 0, 1e3, "X", "weight of the mean code distribution's entropy, fading out"),
 	OPT_REAL(0, "calibrate", &fit.calibrate, 0, 100, "X",
 	         "start from clusters of the data, posteriors of X nats; 0 from chance"),
-	OPT_REAL(0, "least-b", &fit.least_b, 0, 100, "X", "scale of the likelihood below which errors do not count more, 0: none"),
+	OPT_REAL(0, "least-b", &fit.least_b, 0, 100, "X", "scale of the likelihood below which errors do not count more, 0 for none"),
 	OPT_CHOICE(0, "augment", &augment, DVAE_AUGMENTS, "what is done to the pictures"),
 	OPT_STRING(0, "preview", &fit.preview, "FILE", "PNG of originals over reconstructions, after each evaluation"),
 	OPT_INT(0, "memory", &memory, 1 << 20, 1e15, "BYTES", "keep at most this much data in memory"),
@@ -65,6 +65,8 @@ static int apply_preset(int argc, char **argv)
 		return opt_misuse("preset '%s' is unknown, expected " DVAE_PRESETS, name);
 	config = p->config;
 	fit.schedule = p->schedule;
+	train.lr = p->schedule.lr;
+	train.warmup = p->schedule.warmup;
 	fit.usage_bonus = p->usage_bonus;
 	fit.calibrate = p->calibrate;
 	fit.least_b = p->least_b;
@@ -96,9 +98,11 @@ static int train_fit(struct dvae *d, struct loader *data, int argc, char **argv,
 		return status;
 	dvae_fit_trainee(f, &trainee);
 	trainee.config = dvae_config_to_json(dvae_configuration(d));
+	trainee.recipe = dvae_fit_recipe(&fit);
 	trainee.text_id = trainee.image_id = "";
 	status = train_run(&trainee, &train, data, argc, argv, e);
 	json_decref(trainee.config);
+	json_decref(trainee.recipe);
 	dvae_fit_free(f);
 	return status;
 }
@@ -111,7 +115,9 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 	if (!d)
 		return e->status;
 	dvae_fit_plan(d, &fit, &sizes);
+	sizes.config = dvae_config_to_json(dvae_configuration(d));
 	int planned = train_plan(&sizes, &train, ops, dev, e);
+	json_decref(sizes.config);
 	if (planned == 0 && dvae_build(d, ops, dev, e) == 0)
 		status = train_fit(d, data, argc, argv, e);
 	dvae_free(d);
@@ -130,10 +136,9 @@ int main(int argc, char **argv)
 	if (!train.output && !train.dry_run)
 		return finish(opt_misuse("-o MODEL is needed"));
 	fit.augment = (enum dvae_augment)augment;
-	if (train.lr > 0)
-		fit.schedule.lr = train.lr;
-	if (train.warmup >= 0)
-		fit.schedule.warmup = train.warmup;
+	fit.schedule.lr = train.lr;
+	fit.schedule.warmup = train.warmup;
+	train.table = options;
 	const struct ops *ops = NULL;
 	struct dev *dev = NULL;
 	struct loader *data = NULL;

@@ -87,8 +87,8 @@ static int compare_all(struct totals *t, struct reader *a, struct reader *b, str
 		r = reader_next(a, &left, e);
 		int other = r < 0 ? -1 : reader_next(b, &right, e);
 		if (r >= 0 && other >= 0 && r != other)
-			fail(e, STATUS_BAD, "%s ends after %llu records and %s goes on, expected the same records",
-			     reader_name(r ? b : a), (unsigned long long)t->records, reader_name(r ? a : b));
+			fail(e, STATUS_BAD, "%s ends after %llu record%s and %s goes on, expected the same records",
+			     reader_name(r ? b : a), (unsigned long long)t->records, plural(t->records), reader_name(r ? a : b));
 		if (e->status || r == 0)
 			break;
 		if (check_pair(&left, &right, reader_name(a), reader_name(b), e) || compare(t, &left, &right, e))

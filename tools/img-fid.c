@@ -130,7 +130,7 @@ static int side_add_all(struct work *w, struct side *s, struct reader *in, struc
 		progress_update(&progress, s->n, NULL);
 	progress_end(&progress);
 	if (n == 0 && s->n < 2)
-		return fail(e, STATUS_BAD, "%s: holds %zu records, expected two or more", reader_name(in), s->n);
+		return fail(e, STATUS_BAD, "%s: holds %zu record%s, expected two or more", reader_name(in), s->n, plural(s->n));
 	return e->status ? -1 : 0;
 }
 

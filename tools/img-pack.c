@@ -218,7 +218,7 @@ static int pack(int argc, char **argv, int first, struct error *e)
 	int r = start(&p, argc, argv, first, e) ? -1 : run(&p, e);
 	progress_end(&p.progress);
 	if (r == 0 && p.done && p.left_out == p.done)
-		r = fail(e, STATUS_BAD, "none of %llu pictures could be used", (unsigned long long)p.done);
+		r = fail(e, STATUS_BAD, "none of %llu picture%s could be used", (unsigned long long)p.done, plural(p.done));
 	if (r == 0)
 		r = writer_close(p.out, e);
 	else if (p.out)
@@ -226,14 +226,14 @@ static int pack(int argc, char **argv, int first, struct error *e)
 	if (r == 0 && !p.done)
 		note(0, "the input is empty: no pictures");
 	if (r == 0 && p.left_out)
-		note(0, "%llu of %llu pictures left out", (unsigned long long)p.left_out, (unsigned long long)p.done);
+		note(0, "%llu of %llu picture%s left out", (unsigned long long)p.left_out, (unsigned long long)p.done, plural(p.done));
 	feed_close(&p.feed);
 	free_banks(&p);
 	return r;
 }
 
 static const struct opt options[] = {
-	OPT_INT('s', "size", &size, 0, STREAM_MAX_SIDE, "SIZE", "side of the square in pixels; 0: pictures as they are"),
+	OPT_INT('s', "size", &size, 0, STREAM_MAX_SIDE, "SIZE", "side of the square in pixels, 0 for pictures as they are"),
 	OPT_CHOICE('c', "crop", &crop_choice, CROP_NAMES, "how a picture becomes a square"),
 	OPT_INT('n', "variants", &variants, 1, 10000, "N", "random crops of each picture"),
 	OPT_INT(0, "seed", &seed, 0, 9e18, "SEED", "seed of random crops"),
@@ -241,7 +241,7 @@ static const struct opt options[] = {
 	OPT_STRING('b', "background", &background, "COLOUR", "behind transparent parts: RRGGBB, white, black, grey"),
 	OPT_STRING(0, "caption", &caption, "TEXT", "caption of pictures that have none"),
 	OPT_STRING('C', "directory", &folder, "DIR", "relative paths of lists start at DIR"),
-	OPT_INT(0, "max-pixels", &max_pixels, 1, STREAM_MAX_SIDE * (double)STREAM_MAX_SIDE, "N", "refuse larger pictures"),
+	OPT_INT(0, "max-pixels", &max_pixels, 1, STREAM_MAX_SIDE * (double)STREAM_MAX_SIDE, "N", "leave out pictures of more pixels than these"),
 	OPT_FLAG(0, "strict", &strict, "stop at the first picture that cannot be used"),
 	OPT_INT('j', "threads", &threads, 0, 4096, "N", "CPU threads, 0 for all"),
 	OPT_OUTPUT(&output),

@@ -330,7 +330,8 @@ static int end(struct unpack *u, struct error *e)
 	else if (grid || show)
 		r = end_sheet(u, e);
 	if (r == 0 && u->sheet.left_out)
-		note(0, "%llu more pictures did not fit on the sheet", (unsigned long long)u->sheet.left_out);
+		note(0, "%llu more picture%s did not fit on the sheet", (unsigned long long)u->sheet.left_out,
+		     plural(u->sheet.left_out));
 	if (as_tar)
 		r = tar_end(&tail, e) || write_full(u->out.fd, tail.p, tail.n, u->out.path, e) ? -1 : 0;
 	buf_free(&tail);

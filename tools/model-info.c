@@ -249,7 +249,7 @@ static void put_check(const json_t *list)
 	size_t verified = 0, n = json_array_size(list);
 	for (size_t i = 0; i < n; i++)
 		verified += json_is_true(json_object_get(json_array_get(list, i), "verified"));
-	printf("%-12s %zu tensors intact", "check", verified);
+	printf("%-12s %zu tensor%s intact", "check", verified, plural(verified));
 	if (verified < n)
 		printf(", %zu read without a checksum to compare", n - verified);
 	printf("\n");

@@ -167,10 +167,11 @@ static void print_program(const struct program *p)
 static void print_header(const struct header *h)
 {
 	if (h->text.id[0] || h->text.size)
-		printf("text codec\t%s, %u tokens, at most %u a record\n", h->text.id, h->text.size, h->text.length);
+		printf("text codec\t%s, %u token%s, at most %u a record\n", h->text.id, h->text.size, plural(h->text.size),
+		       h->text.length);
 	if (h->image.id[0] || h->image.size)
-		printf("image codec\t%s, %u codes, grid %ux%u\n", h->image.id, h->image.size, h->image.grid_width,
-		       h->image.grid_height);
+		printf("image codec\t%s, %u code%s, grid %ux%u\n", h->image.id, h->image.size, plural(h->image.size),
+		       h->image.grid_width, h->image.grid_height);
 	if (h->width)
 		printf("pictures\t%ux%u\n", h->width, h->height);
 	for (size_t i = 0; i < h->program_count; i++)
@@ -376,7 +377,7 @@ static void put_total(struct summary *all)
 			json_object_set_new(all->root, "total", o);
 		}
 	} else if (!header_only) {
-		printf("total\t%d files\n", all->count);
+		printf("total\t%d file%s\n", all->count, plural((uint64_t)all->count));
 		print_stats(&all->total, &all->codecs);
 	}
 }

@@ -78,7 +78,7 @@ static void warn_unseen(const struct chooser *c)
 		missing += !doubled && !c->keys[i].seen;
 	}
 	if (missing)
-		note(0, "%s: no record has %zu of the %zu keys", match, missing, distinct);
+		note(0, "%s: no record has %zu of the %zu key%s", match, missing, distinct, plural(distinct));
 }
 
 /* Doubled lines are one key: the last of them is marked. */

@@ -79,6 +79,9 @@ check_generic() {
 	t=$1
 	run 0 "$t" --help
 	[ -s out ] && [ ! -s err ] || no "$t --help: expected text on stdout only"
+	sed -n '/^Exit status:/p' out | grep -oE '(status: |, )[0-9]+' | grep -oE '[0-9]+' >statuses
+	sed -n '/^.Sh EXIT STATUS/,/^.Sh [^E]/p' "$SRC/man/$t.1" | tr '\n' ' ' | grep -oE '(STATUS |[,;] )[0-9]+' | grep -oE '[0-9]+' | cmp -s - statuses ||
+		no "$t --help: other statuses than the manual page: $(cat statuses)"
 	run 0 "$t" --version
 	grep -q "$t.*[0-9]\.[0-9]" out || no "$t --version: $(head -1 out)"
 	run 2 "$t" --no-such-option

@@ -38,10 +38,10 @@ printf 'k1\ta b\n00/v1.2\tc\n' >keys.tsv && bpe-encode -t -m words.bpe keys.tsv 
 # A list of pictures: the keys and captions that img-pack takes from it.
 printf 'P6 1 1 255\nabc' | tee a.png a.b.JPG plain >none.ppm
 mkdir -p d && cp a.png d/.png && cp a.png d/c.ppm
-printf '%s\n' 'a.png	one' './a.b.JPG	two' 'd/c.ppm	three	key/3.png	more' 'd/c.ppm	four		' 'plain	five' 'd/.png	six' >list.tsv
+printf '%s\n' 'a.png	one' './a.b.JPG	two' 'd/c.ppm	three	key/3.png	more' 'd/c.ppm	four		' 'plain	five' '' 'a.png' 'd/.png	six' >list.tsv
 img-pack -s 0 list.tsv | tok-dump --fields key,caption >packed && bpe-encode -t -m words.bpe list.tsv | tok-dump --fields key,caption | cmp - packed ||
 	bad "-t: other keys than img-pack's: $(cat packed)"
-[ "$(sed 's/{"key":"\([^"]*\)".*/\1/' packed | tr '\n' ' ')" = 'a a.b key/3.png c plain d/.png ' ] || bad "keys of a list: $(cat packed)"
+[ "$(sed 's/{"key":"\([^"]*\)".*/\1/' packed | tr '\n' ' ')" = 'a a.b key/3.png c plain a d/.png ' ] || bad "keys of a list: $(cat packed)"
 printf 'two\nlines\0' >n0 && bpe-encode -0 -m words.bpe n0 >n.tok
 [ "$(bpe-decode -m words.bpe n.tok)" = 'two lines' ] || bad "a newline in a caption must not make two lines"
 bpe-decode -0 -m words.bpe n.tok | cmp - n0 || bad "-0 keeps the newline"
@@ -76,14 +76,14 @@ tr -d '|' <d1 | cut -f2 | head -6 | cmp - lower || bad "dropout changes the text
 awk 'BEGIN { for (i = 0; i < 400; i++) printf "%d ", i % 10; print "" }' >long
 bpe-encode -m words.bpe long 2>err | bpe-decode -m words.bpe >cut
 [ "$(wc -c <cut)" = 257 ] || bad "a long caption has $(wc -c <cut) bytes, expected 256 and a newline"
-grep -q '1 of 1 captions were cut to 256' err || bad "no word about the cut: $(cat err)"
+grep -q '1 of 1 caption cut to 256' err || bad "no word about the cut: $(cat err)"
 bpe-encode -q -m words.bpe -l 10 long 2>err | bpe-decode -m words.bpe | grep -qx '0 1 2 3 4 ' || bad "-l 10"
 [ -s err ] && bad "-q is not quiet: $(cat err)"
 refused 3 'caption 1 has 800 tokens, expected at most 256' bpe-encode --strict -m words.bpe -o unwritten long
 printf 'a\377b\303\n' >latin
 bpe-encode -m words.bpe latin 2>err | bpe-decode -m words.bpe >mended || bad "bytes that are not UTF-8"
 printf 'a\357\277\275b\357\277\275\n' | cmp - mended || bad "U+FFFD for bad bytes"
-grep -q '1 of 1 captions were not UTF-8' err || bad "no word about bad UTF-8: $(cat err)"
+grep -q '1 of 1 caption not UTF-8' err || bad "no word about bad UTF-8: $(cat err)"
 refused 3 'line 1 is not UTF-8' bpe-encode --strict -m words.bpe -o unwritten latin
 head -c 1100000 /dev/zero | tr '\0' a >huge
 refused 4 'line 1 is longer' bpe-encode -m words.bpe -o unwritten huge
@@ -113,7 +113,7 @@ refused 3 'truncated' bpe-encode -m torn.bpe -o unwritten captions
 refused 1 'missing.bpe' bpe-encode -m missing.bpe -o unwritten captions
 refused 1 'missing' bpe-encode -m words.bpe -o unwritten captions missing
 refused 3 'is a token stream' bpe-encode -m words.bpe -o unwritten captions a.tok
-refused 3 'line 1: no tab' bpe-encode -t -m words.bpe -o unwritten captions
+refused 3 'line 1 has no tab and names no picture, expected NAME<TAB>CAPTION' bpe-encode -t -m words.bpe -o unwritten captions
 refused 3 'no captions' bpe-train -o unwritten /dev/null
 # no text: a picture, a model; a list whose keys would become captions
 printf '\211PNG\r\n\032\n\0\0\0\rIHDR' >picture
@@ -124,8 +124,8 @@ for f in picture model; do
 done
 refused 3 'is not text' bpe-encode -0 -m words.bpe -o unwritten picture
 printf 'one.png\ta cat\n' >list.tsv
-refused 2 'line 1 holds a tab: give -t' bpe-encode -m words.bpe -o unwritten list.tsv
-refused 2 'line 1 holds a tab: give -t' bpe-train -o unwritten list.tsv
+refused 2 'line 1 has a tab.*give -t for lines of NAME<TAB>CAPTION' bpe-encode -m words.bpe -o unwritten list.tsv
+refused 2 'line 1 has a tab.*give -t for lines of NAME<TAB>CAPTION' bpe-train -o unwritten list.tsv
 refused 3 'captions' bpe-decode -m words.bpe -o unwritten captions
 head -c 100 a.tok >torn.tok
 refused 3 'torn.tok' bpe-encode -m words.bpe -o unwritten torn.tok

@@ -136,9 +136,9 @@ refused 3 'squares' clip-train -x tiny -n 1 blind.tok -o unwritten
 refused 3 '24x24, expected 16x16' clip-train -q -x tiny -n 1 --size 16 large.pix -o unwritten
 refused 3 'start token' clip-train -q -x tiny -n 1 --closed all.pix -o unwritten
 refused 3 '--new-vocabulary' clip-train -q -x tiny -n 1 --init clip.safetensors other.pix -o unwritten
-refused 3 'text_width is 32, here 64' clip-train -q -n 1 --text-width 64 --init clip.safetensors all.pix -o unwritten
+refused 3 '--text-width 32 (here 64)' clip-train -q -n 1 --text-width 64 --init clip.safetensors all.pix -o unwritten
 refused 3 '24x24, expected 16x16' clip-train -q -n 1 --init clip.safetensors large.pix -o unwritten
-refused 2 '--patch 7 .* 16 pixels' clip-train -q -x tiny -n 1 --patch 7 all.pix -o unwritten
+refused 2 '--patch 7 .* side of 16' clip-train -q -x tiny -n 1 --patch 7 all.pix -o unwritten
 refused 2 '--text-width 33 .*--text-heads 2' clip-train -q -x tiny -n 1 --text-width 33 all.pix -o unwritten
 refused 2 'preset' clip-train -x nonsense -n 1 all.pix -o unwritten
 exit $failed

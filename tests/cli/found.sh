@@ -16,7 +16,7 @@ model() {
 echo '{"key":"a","caption":"a","text":[1],"image":[1],"pixels":{"width":1,"height":1,"rgb":"AAAA"}}' |
 	tok-load -o in || bad "tok-load"
 model dalle dalle '{"text_length":65536,"text_vocab":16777216,"grid_w":32,"grid_h":32,"image_vocab":16777216,"layers":16,'\
-'"width":65536,"heads":64,"conv_k":3,"conv_centred":0,"mask":0}'
+'"width":65536,"heads":64,"conv_k":3,"conv_centred":0,"mask":"paper"}'
 refused 3 'dalle: has no tensor' dalle-score -d cpu -m dalle in
 model clip clip '{"size":16,"patch":4,"image_width":65536,"image_layers":64,"image_heads":64,"context":16,'\
 '"vocabulary":16777216,"text_width":65536,"text_layers":64,"text_heads":64,"embed":65536,"exact_gelu":0}'

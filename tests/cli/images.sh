@@ -65,6 +65,15 @@ printf 'a.ppm\tgood\ncut.png\tx\ntext.png\tx\nempty.png\tx\nmissing.png\tx\n\n\t
 img-pack -s 0 bad.tsv -o bad.pix 2>err || bad "bad pictures must not stop the rest"
 grep -q '6 of 8 pictures left out' err || bad "counting bad pictures: $(cat err)"
 grep -q 'missing.png: No such file' err || bad "a missing file is not named"
+# The same as operands; what they are is told.
+printf 'GIF89a..' >film.gif
+img-pack -s 0 a.ppm empty.png text.png film.gif c.ppm -o bad.pix 2>err || bad "bad operands must not stop the rest: $(cat err)"
+grep -q '^img-pack: empty.png: is empty, expected PNG, ' err && grep -q '^img-pack: text.png: is no picture, expected' err &&
+	grep -q '^img-pack: film.gif: is a GIF picture, expected' err && grep -q '3 of 5 pictures left out' err || bad "bad operands: $(cat err)"
+img-pack -q -s 0 bad.tsv -o bad.pix
+img-pack -s 0 png -o unread.pix 2>err
+[ $? = 1 ] && grep -q "^img-pack: png: is a directory, expected .*'find png -type f'" err && [ ! -e unread.pix ] || bad "a directory: $(cat err)"
+find png -type f | sort | img-pack -q -s 0 | tok-dump --fields key | grep -q '"a"' || bad "a list as find prints it"
 # A list of which little is there: ten are named, all are counted, the rest is packed.
 awk 'BEGIN { for (i = 0; i < 300; i++) print (i == 150 ? "a.ppm" : "gone" i ".png") "\tx" }' >gone.tsv
 img-pack -s 0 gone.tsv -o gone.pix 2>err || bad "missing pictures must not stop the rest"
@@ -88,7 +97,7 @@ img-pack -s 0 list.pix >/dev/null 2>err
 grep -q 'zstd' err || bad "a stream is no picture: $(cat err)"
 printf 'Some prose.\nMore of it.\n' >prose.txt
 img-pack -o never.pix prose.txt 2>err
-[ $? = 3 ] && [ "$(wc -l <err)" = 1 ] && grep -q 'path<TAB>caption' err || bad "prose is no list: $(cat err)"
+[ $? = 3 ] && [ "$(wc -l <err)" = 1 ] && grep -q 'PATH<TAB>CAPTION' err || bad "prose is no list: $(cat err)"
 [ ! -e never.pix ] || bad "prose left an output"
 img-pack -s 0 -b nonsense a.ppm >/dev/null 2>err
 [ $? = 2 ] && grep -q -- '--background' err || bad "a colour: the option is not named: $(cat err)"

@@ -50,7 +50,7 @@ img-fid -m clip five.pix one.pix >table 2>err && grep -q '^img-fid: five.pix: 5 
 tok-dump --pixels one.pix | head -n 1 | tok-load -o single.pix
 tok-dump one.pix | tok-load -o blind.pix
 img-pack -s 0 --caption x "$golden/pillow.ppm" -o odd.pix
-refused 3 'holds 1 records, expected two' img-fid -m clip one.pix single.pix
+refused 3 'holds 1 record, expected two' img-fid -m clip one.pix single.pix
 refused 3 'neighbours of 5 and 60' img-fid -m clip -q -k 5 five.pix one.pix
 refused 3 'no pictures' img-fid -m clip one.pix blind.pix
 refused 3 'a picture is 16x10, expected 16x16' img-fid -m own.safetensors one.pix odd.pix

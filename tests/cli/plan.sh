@@ -18,12 +18,19 @@ for how in '-x tiny -p f32' '-x small -p bf16' '-x small -p f32 --recompute -b 5
 	[ "$(line real parameters)" = "$(sed -n 's/^  all  *\([0-9]*\).*/\1/p' planned | head -n 1)" ] || bad "$how: parameters"
 done
 
+for how in '-x tiny' '-x small --powersgd-format 16' '-x 1.2b --powersgd-format 16' '-x tiny --layers 3 --width 64 --heads 4'; do
+	dalle-train $how --powersgd 12 --dry-run > real 2> /dev/null
+	dalle-plan $how --powersgd 12 > planned || bad "$how --powersgd 12"
+	[ -n "$(line real 'PowerSGD on host')" ] && [ "$(line real 'PowerSGD on host')" = "$(line planned 'PowerSGD on host')" ] ||
+		bad "$how: PowerSGD: '$(line real 'PowerSGD on host')' of dalle-train, '$(line planned 'PowerSGD on host')' planned"
+done
+
 # the paper's: 12.0 billion parameters on 1024 GPUs of 16 GB, rank 896
 paper='-x 12b -g 1024 -p f16 --recompute --no-master --moments 16 --averages host'
-dalle-plan $paper --rank 896 > paper || bad "the paper's cluster"
+dalle-plan $paper --powersgd 896 --powersgd-format 16 > paper || bad "the paper's cluster"
 grep -q '85.8871 % less' paper || bad "compression: $(grep PowerSGD paper)"
 grep -q 'between 128 machines' paper || bad "machines"
-total=$(dalle-plan $paper --rank 896 -J | grep -o '"total":[0-9]*' | sed -n 2p)
+total=$(dalle-plan $paper --powersgd 896 --powersgd-format 16 -J | grep -o '"total":[0-9]*' | sed -n 2p)
 [ "${total#*:}" -gt 14000000000 ] && [ "${total#*:}" -lt 17179869184 ] || bad "does not fit into 16 GiB: $total"
 grep -q 'seconds' paper && bad "time without rates"
 
@@ -50,7 +57,9 @@ dalle-plan -m model -J | grep -q '"layers":2' || bad "sizes of a model file"
 dalle-plan -x tiny -g 16 --flops 1e12 | grep -q '^  all, at least' || bad "time with rates missing is a bound"
 
 refused 2 'do not fill' dalle-plan -g 12
-refused 2 'between machines' dalle-plan -g 8 --rank 64
+refused 2 'between machines' dalle-plan -g 8 --powersgd 64
+refused 2 'no multiple of the 8 GPUs' dalle-plan -g 16 --powersgd 65
+refused 2 'needs --powersgd' dalle-plan --powersgd-format 16
 refused 2 'multiple' dalle-plan -x tiny --width 33 --heads 2
 refused 2 'unknown' dalle-plan -x 13b
 refused 2 'options only' dalle-plan operand

@@ -83,8 +83,9 @@ refused() { # STATUS PATTERN OPTION...
 	[ $got -eq "$want" ] && [ "$(wc -l <err)" -eq 1 ] && grep -q -- "$pattern" err
 	ok $? "$*: status $got, expected $want with '$pattern': $(cat err)"
 }
-refused 3 'powersgd is .*"rank":2.*, not .*"rank":3' --powersgd 3
-refused 3 'powersgd is .*"rank":2.*, not none' --powersgd 0
+refused 3 'with --powersgd 2 (now 3); --restart' --powersgd 3
+refused 3 'with --powersgd-format f32 (now 16), no --powersgd-keep (now given); ' --powersgd 2 --powersgd-format 16 --powersgd-keep
+refused 3 'with --powersgd 2 (now not given), ' --powersgd 0
 refused 2 'need --powersgd' --powersgd-format 16
 refused 2 'need --powersgd' --powersgd-keep
 dalle-train -x tiny --powersgd 2 --dry-run train.tok | grep -q '^PowerSGD on host '; ok $? "--dry-run tells its memory"

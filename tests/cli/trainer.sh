@@ -63,11 +63,22 @@ dvae-train -x tiny -b 8 -j 1 -n 20 --eval data --eval-every 10 -o told.safetenso
 	[ "$(grep -c 'held-out loss' err)" -eq 2 ] || fail "lines without a terminal: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 20 --eval data -o quiet.safetensors data 2> err
 [ ! -s err ] || fail "-q is not quiet: $(cat err)"
+# one of a kind
+dvae-train -x tiny -b 1 -j 1 -n 1 -o one.safetensors data 2> err || fail "one update"
+grep -q ', 40 records, 1 update of 1$' err || fail "one update: $(cat err)"
+dvae-train -x tiny -b 1 -j 1 --dry-run data | grep -q '1 record at once$' || fail "one record"
 # another run: refused, named
 train whole.safetensors -s 7 2> err
-[ $? -eq 3 ] && grep -q 'seed is 1, not 7.*--restart' err || fail "other seed: $(cat err)"
+[ $? -eq 3 ] && grep -q 'complete run with --seed 1 (now 7); --restart' err || fail "other seed: $(cat err)"
+train whole.safetensors -s 7 --lr 0.002 --hidden 24 --gain 0.5 --moments 16 --augment flip 2> err
+[ $? -eq 3 ] && [ "$(wc -l < err)" -eq 1 ] || fail "many other options: $(cat err)"
+for what in '--hidden 16 (now 24)' '--gain [0-9.]* (now 0.5)' '--seed 1 (now 7)' '--lr [0-9.]* (now 0.002)' \
+	'--augment none (now flip)' 'no --moments (now 16)'; do
+	grep -q -e "$what" err || fail "many other options: no '$what' in $(cat err)"
+done
+grep -q 'step_sizes' err && fail "many other options: what follows from them is told: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 59 -o whole.safetensors data 2> err
-[ $? -eq 3 ] && grep -q 'steps is 60, not 59.*--restart' err || fail "fewer steps: $(cat err)"
+[ $? -eq 3 ] && grep -q 'with --steps 60 (now 59); --restart' err || fail "fewer steps: $(cat err)"
 dvae-train -q -x tiny -b 8 -j 1 -n 61 -o whole.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'cannot go on to step 61; .*--init whole.safetensors .*--restart' err || fail "more steps: $(cat err)"
 # with its state kept it goes on
@@ -84,7 +95,7 @@ dvae-train -q -b 8 -j 1 -n 2 --init whole.safetensors -o sizes.safetensors data 
 [ "$(model-info -s sizes.safetensors | grep '^config')" = "$(model-info -s whole.safetensors | grep '^config')" ] ||
 	fail "--init brings other sizes: $(model-info -s sizes.safetensors | grep '^config')"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --hidden 32 --init whole.safetensors -o other.safetensors data 2> err
-[ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*hidden is 16, here 32' err || fail "--init, another size: $(cat err)"
+[ $? -eq 3 ] && grep -q 'whole.safetensors: tensor .* expected .*--hidden 16 (here 32)' err || fail "--init, another size: $(cat err)"
 [ ! -e other.safetensors ] || fail "--init, another size: left a file"
 dvae-train -q -x tiny -b 8 -j 1 -n 2 --init data -o other.safetensors data 2> err
 [ $? -eq 3 ] && grep -q 'data: ' err || fail "--init of no model: $(cat err)"
@@ -122,7 +133,7 @@ wait $pid 2> /dev/null
 train killed16.safetensors $narrow --save-every 2 || fail "16 bits: run after kill -9"
 [ "$(tensors narrow.safetensors)" = "$(tensors killed16.safetensors)" ] || fail "16 bits: other weights after kill -9"
 train narrow.safetensors -p bf16 --moments 16 2> err
-[ $? -eq 3 ] && grep -q -- '--restart' err || fail "with a master copy after all: $(cat err)"
+[ $? -eq 3 ] && grep -q 'with --no-master (now not given); --restart' err || fail "with a master copy after all: $(cat err)"
 dvae-train -q -x tiny -n 2 -p f32 --no-master -o f32.safetensors data 2> err
 [ $? -eq 2 ] && grep -q -- '--no-master needs' err || fail "--no-master in f32: $(cat err)"
 

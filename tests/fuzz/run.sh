@@ -106,7 +106,7 @@ seed_models() {
 	done
 	cat >"$corpus/config/dalle" <<-'END'
 	{"text_length":16,"text_vocab":256,"grid_w":4,"grid_h":4,"image_vocab":64,"layers":4,"width":32,"heads":2,
-	"conv_k":3,"conv_centred":0,"mask":0,"logits_f32":true}
+	"conv_k":3,"conv_centred":0,"mask":"paper","logits_f32":true}
 	END
 	cat >"$corpus/config/clip" <<-'END'
 	{"size":16,"patch":4,"image_width":16,"image_layers":1,"image_heads":2,"context":8,"vocabulary":300,
