@@ -19,7 +19,7 @@ static void run_queued();
 /* ---- memory: a region of its own, or the allocator that sanitizers watch ---- */
 
 enum { GRAIN = 256, GAP = 256 };
-static const size_t REGION = (size_t)3 << 30, DRY_REGION = (size_t)1 << 42;
+static const size_t REGION = (size_t)3 << 30, DRY_REGION = (size_t)1 << 45;
 static char *region;
 struct piece {
 	size_t at, size;
