@@ -139,7 +139,7 @@ $(foreach t,f32 bf16 f16,$(eval $(call typed_rules,$(t))))
 cuda: $(BUILD)/lib/dalle-tools/$(PLUGIN) ## the CUDA plugin (built by all when nvcc is found)
 $(BUILD)/lib/dalle-tools/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/cuda/%)
 	@mkdir -p $(@D)
-	$(NVCC) -shared -cudart static $(GENCODE) -Xcompiler -fvisibility=hidden -Xlinker -rpath=$(realpath $(dir $(NVCC))../lib64) -o $@ $^ -ldl
+	$(NVCC) -shared -cudart static $(GENCODE) -Xcompiler -fvisibility=hidden -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) -o $@ $^ -ldl
 emulated: $(BUILD)/emulated/$(PLUGIN) $(BUILD)/sanitized/$(PLUGIN) ## the plugin on a device that the host plays, for tests
 $(BUILD)/emulated/$(PLUGIN): $(patsubst %,$(BUILD)/emulated/%,$(CU_OBJ) $(CU_EMU))
 	$(CXX) -shared -o $@ $^ -ldl
