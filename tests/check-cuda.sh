@@ -53,7 +53,7 @@ work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 program test-cuda
-for t in ops attn latent; do
+for t in ops attn latent optim; do
 	program "test-$t" OPS_DEVICE=cuda
 done
 

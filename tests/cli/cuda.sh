@@ -14,7 +14,7 @@ DALLE_PLUGINS=$BUILD/sanitized LD_PRELOAD=$san ASAN_OPTIONS=detect_leaks=0 UBSAN
 EMU_ORDER=reverse DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-cuda" > reverse.log 2>&1 ||
 	{ bad "threads in reverse"; tail -n 20 reverse.log; }
 # The definitions and finite differences of the tests of ops.
-for t in ops attn latent; do
+for t in ops attn optim; do
 	OPS_DEVICE=cuda DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-$t" > $t.log 2>&1 || { bad "test-$t"; tail -n 20 $t.log; }
 done
 
