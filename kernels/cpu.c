@@ -317,6 +317,23 @@ void cpu_record_end(struct dev *d, int id)
 {
 }
 
+/* The processes' memory is where the sums are: comm.h makes them. */
+int cpu_ranks_id(void *id, char *err, size_t n)
+{
+	snprintf(err, n, "the CPU has none");
+	return -1;
+}
+
+int cpu_ranks_join(struct dev *d, const void *id, int rank, int size, char *err, size_t n)
+{
+	return cpu_ranks_id(NULL, err, n);
+}
+
+void cpu_ranks_sum(struct dev *d, float *x, size_t n)
+{
+	cpu_fail(d, "ranks_sum", "not joined");
+}
+
 void cpu_fail(struct dev *d, const char *op, const char *fmt, ...)
 {
 	if (d->error[0])

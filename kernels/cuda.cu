@@ -97,6 +97,7 @@ static void plugin_close(struct dev *d)
 	for (int i = 0; i < d->graphs; i++)
 		if (d->graph[i].exec)
 			cudaGraphExecDestroy(d->graph[i].exec);
+	ranks_close(d);
 	products_close(d);
 	for (int i = 0; i < d->chunks; i++)
 		cudaFree(d->chunk[i].base);

@@ -88,6 +88,7 @@ struct dev {
 	void *workspace;
 	struct product_plan *plans;
 	int plan_count;
+	struct ncclComm *ranks; /* NULL: not joined */
 };
 
 /* Every entry for every type, hidden in the plugin. */
@@ -118,6 +119,11 @@ void *cuda_scratch(struct dev *d, size_t bytes);
 /* matmul.cu: cuBLASLt, where it is installed, and what is kept of it. */
 void products_open(struct dev *d);
 void products_close(struct dev *d);
+/* ranks.cu: NCCL, loaded when ranks ask for it. */
+int plugin_ranks_id(void *id, char *err, size_t n);
+int plugin_ranks_join(struct dev *d, const void *id, int rank, int size, char *err, size_t n);
+void plugin_ranks_sum(struct dev *d, float *x, size_t n);
+void ranks_close(struct dev *d);
 
 static inline size_t ceil_div(size_t n, size_t by)
 {

@@ -298,9 +298,17 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 	return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int)
+static int device;
+
+cudaError_t cudaSetDevice(int index)
 {
+	device = index;
 	return cudaSuccess;
+}
+
+int emu_device()
+{
+	return device;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)

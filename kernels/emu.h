@@ -180,6 +180,23 @@ const char *cudaGetErrorString(cudaError_t e);
 void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
 void emu_touch(bool on); /* device memory may be touched from now on; calls nest */
 void emu_stop(const char *what);
+int emu_device(); /* which one the process computes on */
+
+/* ---- NCCL: ranks on one machine, emu-ranks.cc ---- */
+
+typedef struct ncclComm *ncclComm_t;
+struct ncclUniqueId {
+	char internal[128];
+};
+enum ncclResult_t { ncclSuccess, ncclSystemError = 2, ncclInvalidUsage = 5 };
+enum ncclDataType_t { ncclFloat32 };
+enum ncclRedOp_t { ncclSum };
+ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
+ncclResult_t ncclCommInitRank(ncclComm_t *c, int size, ncclUniqueId id, int rank);
+ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t type, ncclRedOp_t op, ncclComm_t c,
+                           cudaStream_t s);
+ncclResult_t ncclCommDestroy(ncclComm_t c);
+const char *ncclGetErrorString(ncclResult_t r);
 
 typedef void *cublasLtHandle_t; /* products are loops here: see matmul.cu */
 

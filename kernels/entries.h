@@ -5,7 +5,8 @@
 
 #define ENTRIES_CPU(X)                                                                             \
 	X(count) X(preferred) X(open) X(close) X(type) X(describe) X(memory) X(alloc) X(release)   \
-	X(put) X(get) X(copy2d) X(zero) X(sync) X(replay) X(record_begin) X(record_end)
+	X(put) X(get) X(copy2d) X(zero) X(sync) X(replay) X(record_begin) X(record_end)    \
+	X(ranks_id) X(ranks_join) X(ranks_sum)
 #define ENTRIES_ELEM(X)                                                                            \
 	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
 	X(pixels) X(embed_fwd) X(embed_bwd)

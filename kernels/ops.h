@@ -24,7 +24,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 2
+#define OPS_ABI 3
+enum { RANKS_ID = 128 };
 
 /* The last two hold Adam's moments only (recipe D10): sign, exponent and significand of 1, 6 and 9 bits, and of 0, 6
  * and 10; convert.h has their values. */
@@ -290,6 +291,16 @@ struct ops {
 	/* avg = decay*avg + (1-decay)*w; w is f32 or T */
 	void (*average)(struct dev *d, float *avg, const void *w, enum dtype type, size_t n, float decay);
 	void (*sum)(struct dev *d, double *sum /*device*/, const float *x, size_t n);   /* *sum += sum of x */
+
+	/* ---- ranks: devices of several processes that train one model (libcommon/comm.h) ---- */
+
+	/* What all ranks join by, RANKS_ID bytes: made by one, told to the others.  0, or -1 with err: the device has no way of
+	 * its own to the others. */
+	int (*ranks_id)(void *id, char *err, size_t n);
+	/* By every rank at once, each with a device to itself: waits for the others.  0, or -1 with err. */
+	int (*ranks_join)(struct dev *d, const void *id, int rank, int size, char *err, size_t n);
+	/* x[n] = its sum over the ranks, which have joined and make the same calls; the same bits on all. */
+	void (*ranks_sum)(struct dev *d, float *x, size_t n);
 };
 
 /* The backend for "auto", "cpu", "cuda" or "cuda:N": its table, and N into *index.  NULL with

@@ -172,12 +172,44 @@ size_t ranks_message(const struct params *p)
 	return most;
 }
 
+/* How many ranks say yes; -1. */
+static int count_ranks(struct ranks *k, bool yes, int *count, struct error *e)
+{
+	double n = yes;
+	int result = comm_sum(&k->c, &n, 1, COMM_F64, e);
+	*count = (int)n;
+	return result;
+}
+
+/* The devices' own way to each other, where all ranks have one and a device to themselves: *joined.  Without it sums go
+ * through the hosts. */
+static int join_devices(struct train_run *r, bool *joined, struct error *e)
+{
+	struct comm *c = &r->ranks->c;
+	const struct ops *ops = r->p->ops;
+	char id[RANKS_ID], why[300] = "ranks share a GPU";
+	int able, have;
+	*joined = false;
+	bool own = c->local_size <= ops->count() && ops->ranks_id(id, why, sizeof why) == 0;
+	if (count_ranks(r->ranks, own, &able, e) || comm_broadcast(c, id, sizeof id, e))
+		return -1;
+	bool in = able == c->size && ops->ranks_join(r->p->dev, id, c->rank, c->size, why, sizeof why) == 0;
+	if (count_ranks(r->ranks, in, &have, e))
+		return -1;
+	*joined = have == c->size;
+	if (*joined)
+		note(1, "gradients are summed from GPU to GPU");
+	else if (ops != cpu_ops())
+		note(0, "gradients are summed through the hosts' memory: %s", own && in ? "another rank cannot join" : why);
+	return 0;
+}
+
 int ranks_prepare(struct train_run *r, struct error *e)
 {
 	if (r->ranks->c.size <= 1)
 		return 0;
 	r->host = mem_alloc(ranks_message(r->p), sizeof *r->host, e);
-	return r->host ? 0 : -1;
+	return r->host ? join_devices(r, &r->joined, e) : -1;
 }
 
 /* The gradients of rows [first, last), one after the other, between the device and r->host; *n: elements. */
@@ -210,6 +242,10 @@ int ranks_sum_gradients(struct train_run *r, struct error *e)
 	size_t n;
 	if (r->ranks->c.size <= 1)
 		return 0;
+	if (r->joined && !r->p->storage.t_gradients) {
+		r->p->ops->ranks_sum(r->p->dev, r->p->g, r->p->total);
+		return 0;
+	}
 	for (int first = 0, last; first < r->p->count; first = last) {
 		last = end_of_message(r->p, first);
 		if (copy_gradients(r, first, last, true, &n, e) || comm_sum(&r->ranks->c, r->host, n, COMM_F32, e) ||

@@ -72,6 +72,7 @@ struct train_run {
 	struct train_log log;
 	struct ranks *ranks;
 	float *host;           /* (the largest message) gradients on their way to and from other ranks; NULL: there are none */
+	bool joined;           /* the ranks' devices sum by themselves */
 	struct powersgd powersgd; /* zero without --powersgd */
 	json_t *identity;      /* what decides the result: "dalle.run" */
 	json_t *commands, *lineage; /* arrays of command lines: of this model, of its data */
