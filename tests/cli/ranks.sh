@@ -108,11 +108,12 @@ refuses() {
 two="$tiny --accumulate 2"
 refuses 2 'accumulate 1 is less than the 2 ranks' -n 2 $tiny -o new.st train.tok
 refuses 2 'stdin: is a pipe' -n 2 $two -o new.st
-refuses 2 'held: is a pipe' -n 2 sh -c "rm -f held; mkfifo held 2> /dev/null; exec $two --eval held -o new.st train.tok"
-for option in init bpe; do
-	refuses 2 'held: is a pipe' -n 2 sh -c "mkfifo held 2> /dev/null; exec $two --$option held -o new.st train.tok"
+mkfifo fifo
+for option in eval init bpe; do
+	refuses 2 'fifo: is a pipe' -n 2 $two --$option fifo -o new.st train.tok
 done
-refuses 3 'cut.tok: ' -n 2 sh -c "head -c 500 train.tok > cut.\$OMPI_COMM_WORLD_RANK; mv cut.\$OMPI_COMM_WORLD_RANK cut.tok; exec $two -o new.st cut.tok"
+head -c 500 train.tok > cut.tok
+refuses 3 'cut.tok: ' -n 2 $two -o new.st cut.tok
 refuses 2 '--patience needs' -n 2 $two --patience 2 -o new.st train.tok
 # one rank alone: it tells, none waits for it
 refuses 1 'rank 1: missing.tok: ' -n 1 $two -o new.st train.tok : -n 1 $two -o new.st missing.tok

@@ -44,6 +44,7 @@ released
 model-info -s stopped.safetensors | grep -q '^unfinished   step = ' || bad "SIGTERM: no state saved"
 [ "$(grep -c ' at step ' err)" -eq 1 ] && grep -q 'stopped and saved at step .*the same command continues$' err ||
 	bad "SIGTERM: told in one line: $(cat err)"
+grep -q 'without this log' err && bad "SIGTERM: the log ended: $(cat err)"
 train stopped.safetensors || bad "continue after SIGTERM"
 [ "$(tensors whole.safetensors)" = "$(tensors stopped.safetensors)" ] || bad "SIGTERM and resume: other weights"
 
@@ -90,9 +91,9 @@ cmp -s before whole.safetensors || bad "full disk: the old file changed"
 ls | grep -q 'tmp-\|lock' && bad "full disk: left behind: $(ls)"
 
 # devices are neither checkpoints nor models; some have no end
-timeout 20 dvae-train -q -x tiny -n 1 -o /dev/full data 2> err
+timeout 120 dvae-train -q -x tiny -n 1 -o /dev/full data 2> err
 [ $? -eq 1 ] && grep -q 'no regular file' err || bad "a device as output: $(cat err)"
-timeout 20 model-info /dev/full > /dev/null 2> err
+timeout 120 model-info /dev/full > /dev/null 2> err
 [ $? -eq 3 ] && grep -q 'is a device' err || bad "a device as model: $(cat err)"
 
 train plan.safetensors --dry-run > plan || bad "--dry-run"
