@@ -47,7 +47,7 @@ held() {
 	saved=$(stat -c '%i %y' "$file" 2> /dev/null)
 	rm -f held && mkfifo held && exec 3<> held
 	dd if=/dev/zero of=held bs=4096 oflag=nonblock 2> /dev/null
-	dd of=/dev/null bs=4096 count=2 <&3 2> /dev/null
+	dd of=/dev/null bs="$(getconf PAGESIZE)" count=2 <&3 2> /dev/null
 	"$@" --log held --log-every 1 2> err 3>&- &
 	pid=$!
 	while [ "$(stat -c '%i %y' "$file" 2> /dev/null)" = "$saved" ]; do
