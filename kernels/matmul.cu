@@ -30,6 +30,13 @@ struct product_plan {
 };
 #endif
 
+/* DALLE_CUDA_LT=0: do without the library. */
+static inline bool library_refused()
+{
+	const char *lt = getenv("DALLE_CUDA_LT");
+	return lt && *lt == '0';
+}
+
 /* ---- the library's functions ---- */
 
 #ifdef CUDA_EMULATED
@@ -72,7 +79,9 @@ static bool lt_load()
 
 void products_open(struct dev *d)
 {
-	if (!lt_load())
+	if (library_refused())
+		snprintf(d->products, sizeof d->products, "cuBLASLt is not wanted");
+	else if (!lt_load())
 		snprintf(d->products, sizeof d->products, "no " LIBRARY ": all products by our own kernels, which are slower");
 	else if (cudaMalloc(&d->workspace, CUDA_WORKSPACE) != cudaSuccess || lt.Create(&d->lt) != CUBLAS_STATUS_SUCCESS)
 		snprintf(d->products, sizeof d->products, LIBRARY " does not start: all products by our own kernels");
@@ -113,8 +122,7 @@ struct library_product {
 #ifdef CUDA_EMULATED
 static bool library_there(const struct dev *)
 {
-	const char *off = getenv("EMU_LT");
-	return !off || *off != '0';
+	return !library_refused();
 }
 
 static bool plan_make(struct dev *, struct product_plan *, const struct library_product *)

@@ -4,6 +4,8 @@
 #include "pairs.h"
 
 #include <limits.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- elementwise ---- */
@@ -462,60 +464,106 @@ static void check_replay(void)
 	o->release(d, a), o->release(d, b);
 }
 
-static void check_type(enum dtype t)
+/* ---- groups of checks, each a process of its own: one that the device does not recover from ends alone ---- */
+
+static void elementwise(void)
 {
 	static const size_t lengths[] = {17, 255, 5001};
-	open_both(t);
 	for (int i = 0; i < 3; i++)
 		check_elementwise(lengths[i]);
 	check_filter();
 	check_pixels(1), check_pixels(85);
 	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
+}
+
+static void norms(void)
+{
 	check_norm(1, 5, 0, 1), check_norm(37, 65, OP_ADD, 0.5f), check_norm(67, 64, OP_ADD | OP_FILTER, 2), check_norm(3, 260, OP_F32, 1);
 	check_l2(5, 3), check_l2(7, 65);
+}
+
+static void products(void)
+{
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
 	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
+}
+
+static void pictures(void)
+{
 	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
 	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
 	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
-	check_all_attention();
+}
+
+static void losses(void)
+{
 	check_xent(3, 1, 0), check_xent(20, 300, 0), check_xent(9, 257, OP_F32);
 	check_target();
 	check_contrast(1, false), check_contrast(33, true), check_contrast(20, false);
 	check_argmax(5, 17), check_argmax(2, 600);
-	check_optimizer();
+}
+
+static void memory(void)
+{
 	check_memory();
 	check_replay();
-	close_both();
 }
 
-/* Products that cuBLASLt declines are ours. */
-static void check_declined(void)
+static void draws(void)
 {
-	setenv("EMU_LT", "0", 1);
-	for (enum dtype t = DT_BF16; t <= DT_F16; t++) {
-		open_both(t);
-		check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false), check_linear(64, 40, 24, OP_ADD, true);
-		check_linear(33, 16, 8, OP_DW_T, false);
-		close_both();
-	}
-	unsetenv("EMU_LT");
-}
-
-/* Entries without T. */
-static void check_untyped(void)
-{
-	open_both(DT_F32);
-	check_alone();
 	check_draw(1, 1, 0, 1), check_draw(300, 0, 0, 1), check_draw(300, 0.7f, 0, 1), check_draw(300, 1, 40, 1);
 	check_draw(300, 1.3f, 0, 0.8f), check_draw(257, 1, 100, 0.9f);
 	check_draw_ends();
+}
+
+static void latents(void)
+{
 	check_gumbel(3, 17, 1), check_gumbel(2, 300, 0.1f), check_gumbel(2, 33, 0);
 	check_usage(1, 17), check_usage(300, 65), check_usage(3, 300);
 	check_laplace(1), check_laplace(85);
-	close_both();
 }
+
+struct group {
+	const char *name;
+	void (*checks)(void);
+};
+static const struct group typed[] = {
+	{"elementwise", elementwise}, {"norms", norms}, {"products", products}, {"pictures", pictures},
+	{"attention", check_all_attention}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
+};
+static const struct group declined = {"products without cuBLASLt", products};
+/* Entries without T. */
+static const struct group untyped[] = {{"one row", check_alone}, {"draws", draws}, {"latents", latents}};
+
+static void run(const struct group *g, enum dtype t)
+{
+	static struct counts {
+		int passed, failed;
+	} *counts;
+	if (!counts && (counts = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
+		exit(1);
+	int status = 0;
+	*counts = (struct counts){0, 0};
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0) {
+		check_passed = check_failed = 0;
+		open_both(t);
+		g->checks();
+		close_both();
+		*counts = (struct counts){check_passed, check_failed};
+		fflush(stdout);
+		_exit(0);
+	}
+	bool ended = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+	check_passed += counts->passed, check_failed += counts->failed;
+	CHECK(ended, "%s (%s device): ended with status %#x", g->name, type_names[t], (unsigned)status);
+}
+
+#define RUN_ALL(groups, t)                                                                         \
+	for (size_t i_ = 0; i_ < sizeof(groups) / sizeof *(groups); i_++)                          \
+		run(&(groups)[i_], t)
 
 int main(int argc, char **argv)
 {
@@ -524,8 +572,10 @@ int main(int argc, char **argv)
 	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
 	setenv("DALLE_PLUGINS", folder, 0);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)
-		check_type(t);
-	check_declined();
-	check_untyped();
+		RUN_ALL(typed, t);
+	RUN_ALL(untyped, DT_F32);
+	setenv("DALLE_CUDA_LT", "0", 1);
+	for (enum dtype t = DT_BF16; t <= DT_F16; t++)
+		run(&declined, t);
 	return check_done();
 }
