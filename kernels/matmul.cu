@@ -30,13 +30,6 @@ struct product_plan {
 };
 #endif
 
-/* DALLE_CUDA_LT=0: do without the library. */
-static inline bool library_refused()
-{
-	const char *lt = getenv("DALLE_CUDA_LT");
-	return lt && *lt == '0';
-}
-
 /* ---- the library's functions ---- */
 
 #ifdef CUDA_EMULATED
@@ -79,7 +72,7 @@ static bool lt_load()
 
 void products_open(struct dev *d)
 {
-	if (library_refused())
+	if (d->without_lt)
 		snprintf(d->products, sizeof d->products, "cuBLASLt is not wanted");
 	else if (!lt_load())
 		snprintf(d->products, sizeof d->products, "no " LIBRARY ": all products by our own kernels, which are slower");
@@ -120,9 +113,9 @@ struct library_product {
 };
 
 #ifdef CUDA_EMULATED
-static bool library_there(const struct dev *)
+static bool library_there(const struct dev *d)
 {
-	return !library_refused();
+	return !d->without_lt;
 }
 
 static bool plan_make(struct dev *, struct product_plan *, const struct library_product *)

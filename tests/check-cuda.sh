@@ -54,7 +54,7 @@ sanitizer() {
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-program test-cuda || {
+program test-cuda CUDA_LARGE=1 || {
 	echo "with DALLE_CUDA_SYNC, which tells the op of a failure:"
 	DALLE_CUDA_SYNC=1 timeout -k 5 "$LIMIT" "$BUILD/tests/test-cuda" 2>&1 | tail -n 40
 }

@@ -464,6 +464,37 @@ static void check_replay(void)
 	o->release(d, a), o->release(d, b);
 }
 
+/* ---- addresses that are multiples of an element only ---- */
+
+static void *second(const struct pair *x, int s)
+{
+	return (char *)x->p[s] + dtype_bytes(x->t);
+}
+
+static void check_shifted(void)
+{
+	enum { ROWS = 9, C = 64, N = ROWS * C, OUT = 24 };
+	struct attn_mask m = {ATTN_CAUSAL, 3, 0, 0, 0, 0};
+	struct pair x = pair_of(DT_F32, N + 1, -1, 1), u = pair_of(T, N + 1, -1, 1), y = pair_output(T, N + 1), f = pair_output(DT_F32, N + 1);
+	struct pair w = pair_of(T, C * OUT + 1, -1, 1), z = pair_output(T, ROWS * OUT + 1), dw = pair_of(DT_F32, C * OUT + 1, -1, 1);
+	struct pair a = pair_output(T, N / 3 + 1), lse = pair_output(DT_F32, ROWS / 3 + 1), moment = pair_of(DT_F32, N + 1, 0, 0.1);
+	EACH_SIDE(o->cast(d, second(&y, s), second(&x, s), N, 0.5f, 0); o->gelu_fwd(d, second(&y, s), second(&u, s), N, 0);
+	          o->add(d, second(&f, s), second(&x, s), second(&u, s), 0.5f, N));
+	same(&y, 1, "gelu_fwd, shifted"), same(&f, 1, "add, shifted");
+	EACH_SIDE(o->norm_fwd(d, second(&y, s), f.p[s], second(&lse, s), second(&x, s), x.p[s], x.p[s], 1, C, 0));
+	same(&y, T == DT_F32 ? 10 : 1, "norm_fwd, shifted");
+	EACH_SIDE(o->linear_fwd(d, second(&z, s), second(&u, s), second(&w, s), NULL, ROWS, C, OUT, 0);
+	          o->linear_bwd(d, second(&y, s), second(&dw, s), NULL, second(&z, s), second(&u, s), second(&w, s), ROWS, C, OUT, 0));
+	same(&z, 2, "linear, shifted"), same(&y, 3, "linear dx, shifted"), same(&dw, 3, "linear dw, shifted");
+	EACH_SIDE(o->attn_fwd(d, second(&a, s), second(&lse, s), second(&u, s), 1, 1, C, &m));
+	same(&a, 2, "attention, shifted");
+	EACH_SIDE(struct adamw k = {.lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-6f, .g_scale = 1, .step = 3};
+	          struct adamw_tensor t = {second(&x, s), second(&y, s), second(&f, s), second(&moment, s), second(&u, s), DT_F32, DT_F32, DT_F32, T};
+	          o->adamw(d, &t, N, &k));
+	same(&x, 3, "adamw, shifted");
+	FREE(&x, &u, &y, &f, &w, &z, &dw, &a, &lse, &moment);
+}
+
 /* ---- groups of checks, each a process of its own: one that the device does not recover from ends alone ---- */
 
 static void elementwise(void)
@@ -524,14 +555,34 @@ static void latents(void)
 	check_laplace(1), check_laplace(85);
 }
 
+/* Nearer to the paper's sizes, for a real device: minutes on the emulated one. */
+static void large(void)
+{
+	many = true;
+	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++) {
+		struct attn_mask m = {k, 256, 32, 32, 11, 0};
+		check_attention(1, 2, 64, &m);
+		check_step(2, 64, &m);
+	}
+	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
+	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
+	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
+	check_norm(2561, 2048, OP_ADD, 0.5f), check_embed(2560, 1024, 8192), check_xent(300, 16384, 0), check_argmax(64, 8192);
+	check_elementwise(3000001);
+	check_adamw(3000001, DT_F32, DT_1_6_9, DT_0_6_10, T), check_sums(3000001, T);
+	check_draw(8192, 1, 100, 0.9f), check_draw(70000, 1, 0, 0.9f);
+	check_gumbel(64, 8192, 1), check_usage(300, 8192);
+}
+
 struct group {
 	const char *name;
 	void (*checks)(void);
 };
 static const struct group typed[] = {
-	{"elementwise", elementwise}, {"norms", norms}, {"products", products}, {"pictures", pictures},
+	{"elementwise", elementwise}, {"shifted", check_shifted}, {"norms", norms}, {"products", products}, {"pictures", pictures},
 	{"attention", check_all_attention}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
 };
+static const struct group larger = {"large sizes", large};
 static const struct group declined = {"products without cuBLASLt", products};
 /* Entries without T. */
 static const struct group untyped[] = {{"one row", check_alone}, {"draws", draws}, {"latents", latents}};
@@ -573,6 +624,8 @@ int main(int argc, char **argv)
 	setenv("DALLE_PLUGINS", folder, 0);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)
 		RUN_ALL(typed, t);
+	for (enum dtype t = DT_F32; t <= DT_F16 && getenv("CUDA_LARGE"); t++)
+		run(&larger, t);
 	RUN_ALL(untyped, DT_F32);
 	setenv("DALLE_CUDA_LT", "0", 1);
 	for (enum dtype t = DT_BF16; t <= DT_F16; t++)
