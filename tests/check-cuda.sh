@@ -30,7 +30,7 @@ program() {
 	case $line in *' passed, '*) ;; *) p=0 f=1 ;; esac
 	[ $status -eq 0 ] || [ "$f" -gt 0 ] || f=1
 	passed=$((passed + p)) failed=$((failed + f))
-	printf '%-12s %s\n' "$name" "$line"
+	printf '%-12s %s\n' "$name" "${line:-no result, status $status}"
 	[ "$f" -eq 0 ] || grep -v '^[0-9]* passed' "$work/$name.log" | head -n 40
 	[ "$f" -eq 0 ]
 }
