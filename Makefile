@@ -105,6 +105,7 @@ $(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcomm
 CU_TYPED := elem norm loss gemm matmul conv attn
 CU_HALF  := flash
 CU_ONCE  := latent optim
+CU_EMU   := emu.o emu-runtime.o
 CU_OBJ   := cuda.o $(CU_TYPED:%=%-f32.o) $(foreach t,bf16 f16,$(CU_TYPED:%=%-$(t).o) $(CU_HALF:%=%-$(t).o)) $(CU_ONCE:%=%-f32.o)
 GENCODE  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS  := -std=c++17 -O3 -Werror all-warnings -Xptxas -v -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden $(GENCODE)
@@ -121,7 +122,9 @@ $(BUILD)/emulated/%.o: EMU := -O2
 $(BUILD)/sanitized/%.o: EMU := $(EMU_SAN)
 $(BUILD)/emulated/cuda.o $(BUILD)/sanitized/cuda.o: kernels/cuda.cu Makefile
 	$(call emu_compile,$(EMU))
-$(BUILD)/emulated/emu.o $(BUILD)/sanitized/emu.o: kernels/emu.cc Makefile
+$(BUILD)/emulated/%.o: kernels/%.cc Makefile
+	$(call emu_compile,$(EMU))
+$(BUILD)/sanitized/%.o: kernels/%.cc Makefile
 	$(call emu_compile,$(EMU))
 define typed_rules
 $(BUILD)/cuda/%-$(1).o: kernels/%.cu Makefile
@@ -136,12 +139,12 @@ $(foreach t,f32 bf16 f16,$(eval $(call typed_rules,$(t))))
 cuda: $(BUILD)/lib/dalle-tools/$(PLUGIN) ## the CUDA plugin (built by all when nvcc is found)
 $(BUILD)/lib/dalle-tools/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/cuda/%)
 	@mkdir -p $(@D)
-	$(NVCC) -shared -cudart static $(GENCODE) -Xcompiler -fvisibility=hidden -Xlinker -rpath=$(realpath $(dir $(NVCC))../lib64) -o $@ $^ -lcublasLt
+	$(NVCC) -shared -cudart static $(GENCODE) -Xcompiler -fvisibility=hidden -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) -o $@ $^ -ldl
 emulated: $(BUILD)/emulated/$(PLUGIN) $(BUILD)/sanitized/$(PLUGIN) ## the plugin on a device that the host plays, for tests
-$(BUILD)/emulated/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/emulated/%) $(BUILD)/emulated/emu.o
-	$(CXX) -shared -o $@ $^
-$(BUILD)/sanitized/$(PLUGIN): $(CU_OBJ:%=$(BUILD)/sanitized/%) $(BUILD)/sanitized/emu.o
-	$(CXX) -shared $(EMU_SAN) -o $@ $^
+$(BUILD)/emulated/$(PLUGIN): $(patsubst %,$(BUILD)/emulated/%,$(CU_OBJ) $(CU_EMU))
+	$(CXX) -shared -o $@ $^ -ldl
+$(BUILD)/sanitized/$(PLUGIN): $(patsubst %,$(BUILD)/sanitized/%,$(CU_OBJ) $(CU_EMU))
+	$(CXX) -shared $(EMU_SAN) -o $@ $^ -ldl
 
 tests: all $(TESTS:%=$(BUILD)/tests/%) ## build the test programs
 check: ## run every test; ends with "N passed, N failed"

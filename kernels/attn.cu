@@ -398,7 +398,7 @@ template <int N>
 KERNEL attn_step_kernel(T *y, const T *text, T *image, int window, const T *qkv, const int32_t *context, const int32_t *slot,
                         const int32_t *pos, struct mask m, int n_text, int H, int D, float scale)
 {
-	int h = (int)blockIdx.x, b = (int)blockIdx.y, at = pos[b];
+	int h = (int)blockIdx.x % H, b = (int)blockIdx.x / H, at = pos[b];
 	size_t part = (size_t)H * D;
 	const T *q = qkv + (size_t)b * 3 * part + (size_t)h * D;
 	T *out = y + (size_t)b * part + (size_t)h * D;
@@ -453,7 +453,7 @@ void attn_step(struct dev *d, void *y, const struct attn_cache *c, const void *q
 	}
 	enum { CHUNK = 16 / (int)sizeof(T) };
 	bool chunks = D % CHUNK == 0 && aligned(c->text, 16) && aligned(c->image, 16);
-	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H, (unsigned)B),
+	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H * (unsigned)B),
 	       dim3(WARPS * WARP), shared, (T *)y, (const T *)c->text, (T *)c->image, c->window, (const T *)qkv,
 	       context, slot, pos, m, am->n_text, H, D, 1.0f / sqrtf((float)D));
 }

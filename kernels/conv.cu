@@ -166,7 +166,8 @@ struct maxpool_bwd_op {
 
 void maxpool_bwd(struct dev *d, float *dx, const float *dy, const uint8_t *which, int N, int H, int W, int C)
 {
-	map(d, (size_t)N * (H / 2) * (W / 2) * C, false, maxpool_bwd_op{dx, dy, which, H / 2, W / 2, C});
+	if (dx)
+		map(d, (size_t)N * (H / 2) * (W / 2) * C, false, maxpool_bwd_op{dx, dy, which, H / 2, W / 2, C});
 }
 
 struct upsample_op {
@@ -198,7 +199,8 @@ struct upsample_bwd_op {
 
 void upsample_bwd(struct dev *d, float *dx, const float *dy, int N, int H, int W, int C)
 {
-	map(d, (size_t)N * H * W * C, false, upsample_bwd_op{dx, dy, H, W, C});
+	if (dx)
+		map(d, (size_t)N * H * W * C, false, upsample_bwd_op{dx, dy, H, W, C});
 }
 
 /* deep[N,H/s,W/s,(C,dy,dx)] and flat[N,H,W,C]; i runs over flat. */

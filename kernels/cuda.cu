@@ -22,8 +22,10 @@ void cuda_fail(struct dev *d, const char *fmt, ...)
 
 bool cuda_ok(struct dev *d, cudaError_t e)
 {
-	if (e != cudaSuccess)
+	if (e != cudaSuccess) {
 		cuda_fail(d, "%s", cudaGetErrorString(e));
+		cudaGetLastError(); /* or the next launch would tell it again */
+	}
 	return e == cudaSuccess;
 }
 
@@ -79,15 +81,9 @@ static bool start(struct dev *d, char *err, size_t n)
 		e = cudaMalloc((void **)&d->flag, sizeof *d->flag);
 	if (e == cudaSuccess)
 		e = cudaMemsetAsync(d->flag, 0, sizeof *d->flag, d->stream);
-#ifndef CUDA_EMULATED
 	if (e == cudaSuccess)
-		e = cudaMalloc(&d->workspace, CUDA_WORKSPACE);
-	if (e == cudaSuccess && cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) {
-		snprintf(err, n, "CUDA device %d: cuBLASLt does not start", d->index);
-		return false;
-	}
-#endif
-	if (e != cudaSuccess)
+		products_open(d);
+	else
 		snprintf(err, n, "CUDA device %d: %s", d->index, cudaGetErrorString(e));
 	return e == cudaSuccess;
 }
@@ -99,15 +95,11 @@ static void plugin_close(struct dev *d)
 	if (d->stream)
 		cudaStreamSynchronize(d->stream);
 	for (int i = 0; i < d->graphs; i++)
-		cudaGraphExecDestroy(d->graph[i].exec);
-	product_plans_free(d);
-#ifndef CUDA_EMULATED
-	if (d->lt)
-		cublasLtDestroy(d->lt);
-#endif
+		if (d->graph[i].exec)
+			cudaGraphExecDestroy(d->graph[i].exec);
+	products_close(d);
 	for (int i = 0; i < d->chunks; i++)
 		cudaFree(d->chunk[i].base);
-	cudaFree(d->workspace);
 	cudaFree(d->flag);
 	if (d->stream)
 		cudaStreamDestroy(d->stream);
@@ -124,12 +116,13 @@ static struct dev *plugin_open(int index, enum dtype t, int, char *err, size_t n
 		snprintf(err, n, "out of memory");
 		return NULL;
 	}
-	const char *eager = getenv("DALLE_CUDA_SYNC");
+	const char *eager = getenv("DALLE_CUDA_SYNC"), *lt = getenv("DALLE_CUDA_LT");
 	d->type = t;
 	d->index = index;
 	d->sms = p.multiProcessorCount;
 	d->shared_max = p.sharedMemPerBlockOptin;
 	d->recording = -1;
+	d->without_lt = lt && *lt == '0';
 	d->eager = eager && *eager && *eager != '0';
 	if (start(d, err, n))
 		return d;
@@ -146,8 +139,8 @@ static void plugin_describe(const struct dev *d, char *out, size_t n)
 {
 	cudaDeviceProp p;
 	if (cudaGetDeviceProperties(&p, d->index) == cudaSuccess)
-		snprintf(out, n, "%s, %.0f GiB, sm_%d%d, %d multiprocessors", p.name, (double)p.totalGlobalMem / (1 << 30), p.major,
-		         p.minor, p.multiProcessorCount);
+		snprintf(out, n, "%s, %.0f GiB, sm_%d%d, %d multiprocessors%s%s", p.name, (double)p.totalGlobalMem / (1 << 30), p.major,
+		         p.minor, p.multiProcessorCount, d->products[0] ? ", " : "", d->products);
 	else
 		snprintf(out, n, "CUDA device %d", d->index);
 }
@@ -281,39 +274,41 @@ static int find_graph(const struct dev *d, int id)
 static int plugin_replay(struct dev *d, int id)
 {
 	int i = find_graph(d, id);
-	if (i < 0 || d->recording >= 0)
+	if (i < 0 || !d->graph[i].exec || d->recording >= 0)
 		return 0;
 	return cuda_ok(d, cudaGraphLaunch(d->graph[i].exec, d->stream));
 }
 
-/* Relaxed: scratch memory may still grow while a step is recorded for the first time. */
+/* The first time the work just runs: kernels are loaded, scratch memory grows and cuBLASLt is asked for algorithms, none of
+ * which a capture should hold.  Still relaxed, for what the first time did not meet. */
 static void plugin_record_begin(struct dev *d, int id)
 {
-	int old = find_graph(d, id);
+	int i = find_graph(d, id);
 	if (d->recording >= 0 || d->eager)
-		return; /* the work just runs */
-	if (old >= 0) {
-		cuda_ok(d, cudaGraphExecDestroy(d->graph[old].exec));
-		d->graph[old] = d->graph[--d->graphs];
-	}
-	if (d->graphs == CUDA_GRAPHS)
 		return;
-	if (cuda_ok(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed)))
+	if (i < 0 && d->graphs < CUDA_GRAPHS) {
+		d->graph[d->graphs].id = id;
+		d->graph[d->graphs++].exec = NULL;
+	} else if (i >= 0 && d->graph[i].exec) {
+		cuda_ok(d, cudaGraphExecDestroy(d->graph[i].exec));
+		d->graph[i].exec = NULL;
+	} else if (i >= 0 && cuda_ok(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed))) {
 		d->recording = id;
+	}
 }
 
 static void plugin_record_end(struct dev *d, int id)
 {
 	cudaGraph_t g = NULL;
+	cudaGraphExec_t exec;
 	if (d->recording != id)
 		return;
 	d->recording = -1;
 	if (!cuda_ok(d, cudaStreamEndCapture(d->stream, &g)))
 		return;
-	cudaGraphExec_t exec;
-	if (cuda_ok(d, cudaGraphInstantiate(&exec, g, 0))) {
-		d->graph[d->graphs].id = id;
-		d->graph[d->graphs++].exec = exec;
+	/* Work that has failed on the way is not all there. */
+	if (!d->error[0] && cuda_ok(d, cudaGraphInstantiate(&exec, g, 0))) {
+		d->graph[find_graph(d, id)].exec = exec;
 		cuda_ok(d, cudaGraphLaunch(exec, d->stream));
 	}
 	cudaGraphDestroy(g);

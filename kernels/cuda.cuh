@@ -79,11 +79,13 @@ struct dev {
 	int recording; /* id being captured, -1: none */
 	struct {
 		int id;
-		cudaGraphExec_t exec;
+		cudaGraphExec_t exec; /* NULL: has run once, not recorded yet */
 	} graph[CUDA_GRAPHS];
 	int graphs;
 	int *flag; /* device: set by kernels that meet bad values, read by sync */
-	cublasLtHandle_t lt;
+	bool without_lt;    /* DALLE_CUDA_LT=0: cuBLASLt is not wanted */
+	char products[128]; /* who makes the 16-bit products, for describe */
+	cublasLtHandle_t lt; /* NULL: cuBLASLt is not there */
 	void *workspace;
 	struct product_plan *plans;
 	int plan_count;
@@ -114,7 +116,9 @@ void cuda_fail(struct dev *d, const char *fmt, ...) __attribute__((format(printf
 bool cuda_ok(struct dev *d, cudaError_t e);
 /* Scratch memory of the running entry, 256-byte aligned, not zeroed; NULL with the sticky error set. */
 void *cuda_scratch(struct dev *d, size_t bytes);
-void product_plans_free(struct dev *d); /* matmul.cu */
+/* matmul.cu: cuBLASLt, where it is installed, and what is kept of it. */
+void products_open(struct dev *d);
+void products_close(struct dev *d);
 
 static inline size_t ceil_div(size_t n, size_t by)
 {
@@ -127,15 +131,15 @@ static void launch(struct dev *d, void (*kernel)(P...), dim3 grid, dim3 block, s
 {
 	if ((size_t)grid.x * grid.y * grid.z == 0 || d->error[0])
 		return;
-#ifdef CUDA_EMULATED
-	emu_launch(grid, block, shared, [=] { kernel(static_cast<P>(a)...); });
-#else
 	if (shared > 48 << 10 &&
 	    !cuda_ok(d, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared)))
 		return;
+#ifdef CUDA_EMULATED
+	emu_launch((const void *)kernel, grid, block, shared, [=] { kernel(static_cast<P>(a)...); });
+#else
 	kernel<<<grid, block, shared, d->stream>>>(static_cast<P>(a)...);
-	cuda_ok(d, cudaGetLastError());
 #endif
+	cuda_ok(d, cudaGetLastError());
 }
 
 #ifndef CUDA_EMULATED

@@ -1,4 +1,4 @@
-/* emu.cc - see emu.h: fibres, rendezvous, the tensor core by its definition, and device memory. */
+/* emu.cc - see emu.h: the threads of a block as fibres, their rendezvous, and the tensor core by its definition. */
 #include "emu.h"
 
 #include "convert.h"
@@ -22,7 +22,7 @@ emu_state emu;
 
 /* ---- fibres ---- */
 
-enum { MAX_THREADS = 1024, STACK = 256 << 10 };
+enum { STACK = 256 << 10 };
 
 struct copy {
 	void *to;
@@ -45,9 +45,13 @@ struct warp {
 	unsigned generation, arrived, size;
 };
 
-static fibre fibres[MAX_THREADS];
-static warp warps[MAX_THREADS / 32];
+static fibre fibres[EMU_THREADS];
+static warp warps[EMU_THREADS / 32];
 static unsigned threads, alive, barrier_generation, barrier_arrived;
+static struct {
+	int line;
+	const char *file;
+} barrier; /* where the threads that have arrived are */
 static int current;
 static bool reverse_order;
 static const std::function<void()> *body;
@@ -75,7 +79,7 @@ static void emu_switch(void **from, void *to)
 }
 #endif
 
-static void stop(const char *what)
+void emu_stop(const char *what)
 {
 	fprintf(stderr, "emulated device: %s (block %u %u %u, thread %u of %u)\n", what, emu.block.x, emu.block.y, emu.block.z,
 	        emu.thread.x, threads);
@@ -108,7 +112,7 @@ static int next_fibre()
 			return (int)i;
 	}
 	if (alive)
-		stop("threads of a block wait for each other at different places");
+		emu_stop("threads of a block wait for each other at different places");
 	return -1;
 }
 
@@ -178,10 +182,10 @@ static void fibre_main()
 		alive--;
 		warp *w = &warps[(me - fibres) / 32];
 		if (w->arrived)
-			stop("a thread ended while its warp waits for it");
+			emu_stop("a thread ended while its warp waits for it");
 		w->size--;
-		if (alive && barrier_arrived == alive)
-			open_barrier();
+		if (barrier_arrived)
+			emu_stop("a thread ended while others wait for it at a barrier");
 		switch_to(&me->sp, next_fibre());
 	}
 }
@@ -190,7 +194,7 @@ static void make_fibre(fibre *f)
 {
 	f->stack = (char *)mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (f->stack == MAP_FAILED)
-		stop("no memory for a stack");
+		emu_stop("no memory for a stack");
 #if defined(__x86_64__)
 	/* As if it had called emu_switch: six registers, the address to return to, and a stack aligned for a call. */
 	void **sp = (void **)(f->stack + STACK - 64);
@@ -230,16 +234,12 @@ static void run_block()
 	switch_to(&scheduler_sp, reverse_order ? (int)threads - 1 : 0);
 }
 
-static void touch(bool on);
-
-static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &f)
+void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &f)
 {
 	threads = block.x * block.y * block.z;
-	if (threads > MAX_THREADS || shared > 227 << 10)
-		stop("a block is larger than devices allow");
 	const char *order = getenv("EMU_ORDER");
 	reverse_order = order && strcmp(order, "reverse") == 0;
-	touch(true);
+	emu_touch(true);
 	body = &f;
 	emu.grid_dim = grid;
 	emu.block_dim = block;
@@ -247,7 +247,7 @@ static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<v
 	/* Exactly as large as asked for, so that sanitizers see a step beyond; aligned as on a device. */
 	void *memory;
 	if (posix_memalign(&memory, 128, shared ? shared : 1))
-		stop("no memory for a block");
+		emu_stop("no memory for a block");
 	emu.shared = (char *)memory;
 	for (unsigned z = 0; z < grid.z; z++)
 		for (unsigned y = 0; y < grid.y; y++)
@@ -256,14 +256,20 @@ static void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<v
 				run_block();
 			}
 	free(memory);
-	touch(false);
+	emu_touch(false);
 }
 
 /* ---- what threads do together ---- */
 
-void __syncthreads()
+void __syncthreads(int line, const char *file)
 {
 	unsigned seen = barrier_generation;
+	if (alive < threads)
+		emu_stop("a barrier that some threads of the block have ended before");
+	if (barrier_arrived && (line != barrier.line || strcmp(file, barrier.file)))
+		emu_stop("threads of a block are at different barriers");
+	barrier.line = line;
+	barrier.file = file;
 	if (++barrier_arrived == alive)
 		open_barrier();
 	else
@@ -275,14 +281,14 @@ int emu_lane()
 	return current & 31;
 }
 
-emu_slots *emu_meet(const void *mine, size_t bytes)
+static emu_slots *meet(const void *mine, size_t bytes)
 {
 	warp *w = &warps[current / 32];
 	fibre *me = &fibres[current];
 	/* Two sets in turn: a lane cannot be two meetings ahead of one that still reads. */
 	emu_slots *s = &w->slots[me->meetings++ & 1];
 	if (bytes > EMU_SLOT)
-		stop("too much for a meeting of lanes");
+		emu_stop("too much for a meeting of lanes");
 	memcpy(s->lane[current & 31], mine, bytes);
 	unsigned seen = w->generation;
 	if (++w->arrived == w->size) {
@@ -294,10 +300,17 @@ emu_slots *emu_meet(const void *mine, size_t bytes)
 	return s;
 }
 
+emu_slots *emu_meet(const void *mine, size_t bytes)
+{
+	if (warps[current / 32].size < 32)
+		emu_stop("lanes that a warp needs have ended or do not exist");
+	return meet(mine, bytes);
+}
+
 void __syncwarp()
 {
 	char nothing = 0;
-	emu_meet(&nothing, 1);
+	meet(&nothing, 1);
 }
 
 /* ---- numbers ---- */
@@ -349,7 +362,7 @@ void emu_ldmatrix(uint32_t r[4], const void *row, bool transposed)
 			const uint16_t *p;
 			memcpy(&p, s->lane[8 * m + at_row], sizeof p);
 			if ((uintptr_t)p % 16)
-				stop("a matrix row is not 16-byte aligned");
+				emu_stop("a matrix row is not 16-byte aligned");
 			pair[h] = p[column];
 		}
 		r[m] = pair[0] | (uint32_t)pair[1] << 16;
@@ -371,7 +384,7 @@ static void arrive(const copy &k)
 void emu_copy16(void *shared, const void *device, bool zeros)
 {
 	if ((uintptr_t)shared % 16 || (!zeros && (uintptr_t)device % 16))
-		stop("a copy of 16 bytes is not aligned");
+		emu_stop("a copy of 16 bytes is not aligned");
 	copy c = {shared, zeros ? NULL : device};
 	if (reverse_order)
 		arrive(c);
@@ -392,240 +405,4 @@ void emu_copies_wait(int groups)
 			arrive(k);
 		c.erase(c.begin());
 	}
-}
-
-/* ---- memory: a region of its own, or the allocator that sanitizers watch ---- */
-
-enum { GRAIN = 256, GAP = 256 };
-static const size_t REGION = (size_t)3 << 30;
-static char *region;
-struct piece {
-	size_t at, size;
-};
-static std::vector<piece> pieces; /* in use, by address */
-static bool guard;
-static int depth;
-
-static void touch(bool on)
-{
-	if (!guard || !region)
-		return;
-	depth += on ? 1 : -1;
-	if (depth == (on ? 1 : 0))
-		mprotect(region, REGION, on ? PROT_READ | PROT_WRITE : PROT_NONE);
-}
-
-static size_t in_use()
-{
-	size_t n = 0;
-	for (const piece &p : pieces)
-		n += p.size;
-	return n;
-}
-
-static void *region_take(size_t bytes)
-{
-	if (!region) {
-		void *p = mmap(NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (p == MAP_FAILED)
-			return NULL;
-		region = (char *)p;
-		const char *g = getenv("EMU_GUARD");
-		guard = g && *g == '1';
-		if (guard)
-			mprotect(region, REGION, PROT_NONE);
-	}
-	size_t size = (bytes + GAP + GRAIN - 1) / GRAIN * GRAIN, at = 0, i = 0;
-	for (; i < pieces.size() && pieces[i].at - at < size; i++)
-		at = pieces[i].at + pieces[i].size;
-	if (at + size > REGION)
-		return NULL;
-	pieces.insert(pieces.begin() + (long)i, piece{at, size});
-	touch(true);
-	memset(region + at, 0xFF, size);
-	touch(false);
-	return region + at;
-}
-
-cudaError_t cudaMalloc(void **p, size_t bytes)
-{
-	if (bytes > REGION) {
-		*p = NULL;
-	} else if (ASAN) {
-		if (posix_memalign(p, GRAIN, bytes ? bytes : 1))
-			*p = NULL;
-		else
-			memset(*p, 0xFF, bytes);
-	} else {
-		*p = region_take(bytes);
-	}
-	return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void *p)
-{
-	if (!p)
-		return cudaSuccess;
-	if (ASAN) {
-		free(p);
-		return cudaSuccess;
-	}
-	for (size_t i = 0; i < pieces.size(); i++)
-		if (region + pieces[i].at == p) {
-			pieces.erase(pieces.begin() + (long)i);
-			return cudaSuccess;
-		}
-	stop("freed what was not allocated");
-	return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t *room, size_t *total)
-{
-	*total = REGION;
-	*room = REGION - in_use();
-	return cudaSuccess;
-}
-
-/* ---- streams: everything runs at once, or is kept while a graph is captured ---- */
-
-struct emu_graph {
-	std::vector<std::function<void()>> work;
-};
-static emu_graph *capturing;
-
-static void queue(const std::function<void()> &f)
-{
-	if (capturing)
-		capturing->work.push_back(f);
-	else
-		f();
-}
-
-void emu_launch(dim3 grid, dim3 block, size_t shared, std::function<void()> f)
-{
-	queue([=] { run_grid(grid, block, shared, f); });
-}
-
-cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows,
-                              cudaMemcpyKind kind, cudaStream_t)
-{
-	if (capturing && kind != cudaMemcpyDeviceToDevice)
-		stop("a graph must not hold host memory");
-	queue([=] {
-		touch(true);
-		for (size_t r = 0; r < rows; r++)
-			memcpy((char *)dst + r * dst_stride, (const char *)src + r * src_stride, width);
-		touch(false);
-	});
-	return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t s)
-{
-	return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, s);
-}
-
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t)
-{
-	queue([=] {
-		touch(true);
-		memset(p, value, bytes);
-		touch(false);
-	});
-	return cudaSuccess;
-}
-
-void emu_host(const std::function<void()> &f)
-{
-	queue([=] {
-		touch(true);
-		f();
-		touch(false);
-	});
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t, int)
-{
-	capturing = new emu_graph;
-	return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g)
-{
-	*g = capturing;
-	capturing = NULL;
-	return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
-{
-	*e = new emu_graph(*g);
-	return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
-{
-	for (const std::function<void()> &f : e->work)
-		f();
-	return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t g)
-{
-	delete g;
-	return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
-{
-	delete e;
-	return cudaSuccess;
-}
-
-/* ---- the rest of the runtime ---- */
-
-cudaError_t cudaGetDeviceCount(int *n)
-{
-	const char *s = getenv("EMU_DEVICES");
-	*n = s ? atoi(s) : 1;
-	return *n ? cudaSuccess : cudaErrorNoDevice;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
-{
-	*p = cudaDeviceProp{"emulated device", 9, 0, 1, REGION, 227 << 10};
-	return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int)
-{
-	return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
-{
-	*s = NULL;
-	return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t)
-{
-	return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t)
-{
-	return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError()
-{
-	return cudaSuccess;
-}
-
-const char *cudaGetErrorString(cudaError_t e)
-{
-	return e == cudaErrorMemoryAllocation ? "out of memory"
-	       : e == cudaErrorNoDevice       ? "no CUDA-capable device is detected"
-					      : "no error";
 }

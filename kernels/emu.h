@@ -5,8 +5,13 @@
  * does together, so a kernel that misses a barrier, or reaches one with some threads only, gives wrong
  * results or stops with a message.  Shared memory is filled with a poison before every block.  The order in
  * which threads run can be turned round (EMU_ORDER=reverse), and with it whether asynchronous copies arrive at once or as
- * late as they may: both must give the same.  With
- * EMU_GUARD=1 device memory cannot be touched outside of kernels and copies.
+ * late as they may: both must give the same.  With EMU_GUARD=1 device memory cannot be touched outside of kernels and
+ * copies.
+ *
+ * Work that is queued runs as late as it may, when the host waits.  A launch that a device would refuse fails as it does
+ * there: too many blocks or threads, more shared memory than the kernel has asked for, or than a block can have
+ * (EMU_SHARED, KiB, in place of 227).  With EMU_DRY=1 nothing is computed or copied and memory has no bounds: launches of
+ * any size are checked.
  *
  * Only what the kernels use is here. */
 #ifndef EMU_H
@@ -43,14 +48,17 @@ extern emu_state emu;
 #define blockDim emu.block_dim
 #define gridDim emu.grid_dim
 #define SHARED emu.shared
+enum { EMU_THREADS = 1024 }; /* of a block, at most */
 
-void emu_launch(dim3 grid, dim3 block, size_t shared, std::function<void()> body);
+void emu_launch(const void *kernel, dim3 grid, dim3 block, size_t shared, std::function<void()> body);
 
 /* ---- what threads do together ---- */
 
-void __syncthreads();
+/* All threads of the block, at the same place of the source. */
+void __syncthreads(int line = __builtin_LINE(), const char *file = __builtin_FILE());
 void __syncwarp();
-/* A rendezvous of the warp: every lane leaves `bytes` at *mine and finds what all lanes left. */
+/* A rendezvous of the warp, of which no lane may have ended: every lane leaves `bytes` at *mine and finds what all lanes
+ * left. */
 enum { EMU_SLOT = 64 };
 struct emu_slots {
 	char lane[32][EMU_SLOT];
@@ -127,12 +135,15 @@ void emu_copies_wait(int groups);
 /* ---- the runtime's calls ---- */
 
 typedef int cudaError_t;
-enum { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
+enum {
+	cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorInvalidConfiguration = 9, cudaErrorNoDevice = 100,
+};
 typedef struct emu_stream *cudaStream_t;
 typedef struct emu_graph *cudaGraph_t;
 typedef struct emu_graph *cudaGraphExec_t;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking, cudaStreamCaptureModeRelaxed };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaDeviceProp {
 	char name[64];
 	int major, minor, multiProcessorCount;
@@ -158,10 +169,17 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s);
 cudaError_t cudaGraphDestroy(cudaGraph_t g);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value);
 cudaError_t cudaGetLastError();
 /* Host code that reads and writes device memory in the order of the stream: the library products. */
 void emu_host(const std::function<void()> &f);
 const char *cudaGetErrorString(cudaError_t e);
+
+/* ---- between emu.cc and emu-runtime.cc ---- */
+
+void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
+void emu_touch(bool on); /* device memory may be touched from now on; calls nest */
+void emu_stop(const char *what);
 
 typedef void *cublasLtHandle_t; /* products are loops here: see matmul.cu */
 

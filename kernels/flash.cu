@@ -10,6 +10,7 @@
 namespace FOR_TYPE {
 
 enum { TILE = 64, WARPS = 4, THREADS = WARPS * WARP, PAD = 8, CHUNK = 8 };
+enum { FWD_TILES = 5, BWD_TILES = 6 }; /* in shared memory: of the queries, and two of keys and values each */
 static const float LOG2E = 1.4426950408889634f;
 
 DEVICE float fast_exp2(float x)
@@ -304,26 +305,27 @@ KERNEL __launch_bounds__(THREADS) flash_fwd_kernel(T *y, float *lse, const T *qk
 	store_rows<DP>(y + t.y, t.out, m, row0, end, D, sum, gain);
 }
 
-static bool suits(const void *a, const void *b, int D)
-{
-	return D % CHUNK == 0 && D <= 128 && aligned(a, 16) && aligned(b, 16);
-}
-
 template <int DP> static size_t tiles_bytes(int count)
 {
 	return (size_t)count * TILE * (DP + PAD) * sizeof(T);
+}
+
+/* Whether rows are made of whole chunks, and `tiles` tiles fit into shared memory (of sm_86 and sm_89, five of the wide). */
+static bool suits(const struct dev *d, int D, int tiles)
+{
+	return D % CHUNK == 0 && D <= 128 && (D <= 64 ? tiles_bytes<64>(tiles) : tiles_bytes<128>(tiles)) <= d->shared_max;
 }
 
 bool flash_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, int H, int D, const struct mask *m)
 {
 	dim3 grid(tile_count(m), (unsigned)H, (unsigned)B), block(THREADS);
 	float scale = 1.0f / sqrtf((float)D);
-	if (!suits(y, qkv, D))
+	if (!suits(d, D, FWD_TILES) || !aligned(y, 16) || !aligned(qkv, 16))
 		return false;
 	if (D <= 64)
-		launch(d, flash_fwd_kernel<64>, grid, block, tiles_bytes<64>(5), (T *)y, lse, (const T *)qkv, *m, H, D, scale);
+		launch(d, flash_fwd_kernel<64>, grid, block, tiles_bytes<64>(FWD_TILES), (T *)y, lse, (const T *)qkv, *m, H, D, scale);
 	else
-		launch(d, flash_fwd_kernel<128>, grid, block, tiles_bytes<128>(5), (T *)y, lse, (const T *)qkv, *m, H, D, scale);
+		launch(d, flash_fwd_kernel<128>, grid, block, tiles_bytes<128>(FWD_TILES), (T *)y, lse, (const T *)qkv, *m, H, D, scale);
 	return true;
 }
 
@@ -467,14 +469,14 @@ static void bwd_run(struct dev *d, T *dqkv, const T *dy, const T *qkv, const flo
 	dim3 grid(tile_count(m), (unsigned)H, (unsigned)B), block(THREADS);
 	float scale = 1.0f / sqrtf((float)D);
 	size_t columns = 4 * (size_t)QT * (DP + PAD) * sizeof(T) + 2 * QT * sizeof(float);
-	launch(d, flash_dq_kernel<DP>, grid, block, tiles_bytes<DP>(6), dqkv, dy, qkv, lse, delta, *m, H, D, scale);
+	launch(d, flash_dq_kernel<DP>, grid, block, tiles_bytes<DP>(BWD_TILES), dqkv, dy, qkv, lse, delta, *m, H, D, scale);
 	launch(d, flash_dkv_kernel<DP, QT>, grid, block, tiles_bytes<DP>(2) + columns, dqkv, dy, qkv, lse, delta, *m, H, D, scale);
 }
 
 bool flash_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const float *lse, const float *delta, int B,
 	       int H, int D, const struct mask *m)
 {
-	if (!suits(dqkv, dy, D) || !aligned(qkv, 16))
+	if (!suits(d, D, BWD_TILES) || !aligned(dqkv, 16) || !aligned(dy, 16) || !aligned(qkv, 16))
 		return false;
 	if (D <= 64)
 		bwd_run<64, 64>(d, (T *)dqkv, (const T *)dy, (const T *)qkv, lse, delta, B, H, D, m);

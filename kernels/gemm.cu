@@ -138,7 +138,7 @@ template <int ROWS, bool K_FIRST, bool VECTOR> struct slice {
 };
 
 template <bool KA, bool KB, bool VECTOR, int BN>
-KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operand b, struct result c, int k)
+KERNEL __launch_bounds__(THREADS, 2) product_kernel(struct operand a, struct operand b, struct result c, int k)
 {
 	enum { TN = BN / 16, A_SLICE = BK * (BM + PAD), B_SLICE = BK * (BN + PAD) };
 	float *as = (float *)SHARED, *bs = as + 2 * A_SLICE;
@@ -180,7 +180,10 @@ KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operan
 		__syncthreads();
 	}
 	c.c = (float *)c.c + (size_t)blockIdx.z * c.m * c.n;
+	/* Unrolled, or the sums would be kept in memory. */
+#pragma unroll
 	for (int i = 0; i < 8; i++)
+#pragma unroll
 		for (int j = 0; j < TN; j++)
 			put(c, row0 + i / 4 * 64 + ty * 4 + i % 4, column0 + j / 4 * 64 + tx * 4 + j % 4, sum[i][j]);
 }

@@ -171,7 +171,8 @@ KERNEL usage_bwd_kernel(float *dlogits, const float *c, const float *logits, int
 
 void usage_bwd(struct dev *d, float *dlogits, const float *c, const float *logits, size_t rows, int V)
 {
-	launch(d, usage_bwd_kernel, dim3((unsigned)rows), dim3(ROW_THREADS), ROW_ROOM * sizeof(float), dlogits, c, logits, V);
+	if (dlogits)
+		launch(d, usage_bwd_kernel, dim3((unsigned)rows), dim3(ROW_THREADS), ROW_ROOM * sizeof(float), dlogits, c, logits, V);
 }
 
 /* ---- logit-Laplace ---- */

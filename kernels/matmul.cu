@@ -1,8 +1,11 @@
 /* matmul.cu - linear layers on a GPU.  16-bit products go through cuBLASLt, with bias and accumulation in its
  * epilogue; its choice of algorithm is asked for once per shape and kept.  What it declines, and all f32 products
- * (cuBLASLt's result of a row changes with the number of rows), are ours: gemm.cu. */
+ * (cuBLASLt's result of a row changes with the number of rows), are ours: gemm.cu.
+ *
+ * The library is looked for when a device is opened: where it is not installed, all products are ours. */
 #include "gemm.cuh"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 
 #ifndef PRODUCT_PLAN
@@ -27,22 +30,71 @@ struct product_plan {
 };
 #endif
 
-#if T_IS_F32
+/* ---- the library's functions ---- */
+
 #ifdef CUDA_EMULATED
-void product_plans_free(struct dev *d)
+#if T_IS_F32
+void products_open(struct dev *)
+{
+}
+
+void products_close(struct dev *d)
 {
 	free(d->plans);
 }
+#endif
 #else
-void product_plans_free(struct dev *d)
+#define LT_CALLS(X)                                                                                \
+	X(Create) X(Destroy) X(GetVersion) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatmulDescCreate)         \
+	X(MatmulDescDestroy) X(MatmulDescSetAttribute) X(MatrixLayoutCreate) X(MatrixLayoutDestroy)        \
+	X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
+#define DECLARE_CALL(name) decltype(&cublasLt##name) name;
+struct lt_calls {
+	LT_CALLS(DECLARE_CALL)
+};
+extern struct lt_calls lt;
+
+#if T_IS_F32
+struct lt_calls lt;
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#define LIBRARY "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR)
+
+static bool lt_load()
+{
+	void *so = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+	bool all = so != NULL;
+#define FIND_CALL(name) all = all && (*(void **)&lt.name = dlsym(so, "cublasLt" #name)) != NULL;
+	LT_CALLS(FIND_CALL)
+	return all;
+}
+
+void products_open(struct dev *d)
+{
+	if (d->without_lt)
+		snprintf(d->products, sizeof d->products, "cuBLASLt is not wanted");
+	else if (!lt_load())
+		snprintf(d->products, sizeof d->products, "no " LIBRARY ": all products by our own kernels, which are slower");
+	else if (cudaMalloc(&d->workspace, CUDA_WORKSPACE) != cudaSuccess || lt.Create(&d->lt) != CUBLAS_STATUS_SUCCESS)
+		snprintf(d->products, sizeof d->products, LIBRARY " does not start: all products by our own kernels");
+	else
+		snprintf(d->products, sizeof d->products, "cuBLASLt %zu", lt.GetVersion());
+	cudaGetLastError();
+}
+
+void products_close(struct dev *d)
 {
 	for (int i = 0; i < d->plan_count; i++) {
 		struct product_plan *p = &d->plans[i];
-		cublasLtMatrixLayoutDestroy(p->a);
-		cublasLtMatrixLayoutDestroy(p->b);
-		cublasLtMatrixLayoutDestroy(p->d);
-		cublasLtMatmulDescDestroy(p->desc);
+		lt.MatrixLayoutDestroy(p->a);
+		lt.MatrixLayoutDestroy(p->b);
+		lt.MatrixLayoutDestroy(p->d);
+		lt.MatmulDescDestroy(p->desc);
 	}
+	if (d->lt)
+		lt.Destroy(d->lt);
+	cudaFree(d->workspace);
 	free(d->plans);
 }
 #endif
@@ -57,18 +109,22 @@ struct library_product {
 	struct product_shape s;
 	const void *a, *b;
 	void *d;
-	const float *bias;
+	const void *bias; /* [m], of d's type */
 };
 
 #ifdef CUDA_EMULATED
-static void plan_make(struct dev *, struct product_plan *p)
+static bool library_there(const struct dev *d)
 {
-	const char *off = getenv("EMU_LT");
-	p->good = !off || *off != '0';
+	return !d->without_lt;
+}
+
+static bool plan_make(struct dev *, struct product_plan *, const struct library_product *)
+{
+	return true;
 }
 
 /* The definition. */
-static void plan_run(struct dev *, const struct product_plan *, const struct library_product *l)
+static bool plan_run(struct dev *, const struct product_plan *, const struct library_product *l)
 {
 	struct library_product q = *l;
 	emu_host([q] {
@@ -81,7 +137,8 @@ static void plan_run(struct dev *, const struct product_plan *, const struct lib
 					sum += to_f(a[s.a_transposed ? i * s.k + k : k * s.m + i]) *
 					       to_f(b[s.b_transposed ? k * s.n + j : j * s.k + k]);
 				size_t at = j * s.m + i;
-				sum += q.bias ? q.bias[i] : 0;
+				if (q.bias)
+					sum += s.d_f32 ? ((const float *)q.bias)[i] : to_f(((const T *)q.bias)[i]);
 				if (s.add)
 					sum += s.d_f32 ? ((float *)q.d)[at] : to_f(((T *)q.d)[at]);
 				if (s.d_f32)
@@ -90,59 +147,70 @@ static void plan_run(struct dev *, const struct product_plan *, const struct lib
 					((T *)q.d)[at] = make<T>(sum);
 			}
 	});
+	return true;
 }
 #else
+static bool library_there(const struct dev *d)
+{
+	return d->lt != NULL;
+}
+
 static void layout_make(cublasLtMatrixLayout_t *out, cudaDataType_t type, int transposed, int rows, int columns)
 {
 	int r = transposed ? columns : rows, c = transposed ? rows : columns;
-	cublasLtMatrixLayoutCreate(out, type, (uint64_t)r, (uint64_t)c, r);
+	lt.MatrixLayoutCreate(out, type, (uint64_t)r, (uint64_t)c, r);
 }
 
-static void plan_make(struct dev *d, struct product_plan *p)
+/* The bias counts as aligned as its pointer is when the library is asked. */
+static void plan_describe(struct product_plan *p, const void *bias)
 {
 	const struct product_shape *s = &p->shape;
-	cudaDataType_t t = T_DTYPE == DT_BF16 ? CUDA_R_16BF : CUDA_R_16F, dt = s->d_f32 ? CUDA_R_32F : t, bias_t = CUDA_R_32F;
+	cudaDataType_t t = T_DTYPE == DT_BF16 ? CUDA_R_16BF : CUDA_R_16F, dt = s->d_f32 ? CUDA_R_32F : t;
 	cublasOperation_t ta = s->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
 	cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-	cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
-	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb);
-	cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+	lt.MatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+	lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
+	lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb);
+	lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
 	if (s->bias)
-		cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_t, sizeof bias_t);
+		lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
 	layout_make(&p->a, t, s->a_transposed, s->m, s->k);
 	layout_make(&p->b, t, s->b_transposed, s->k, s->n);
 	layout_make(&p->d, dt, 0, s->m, s->n);
+}
+
+/* Whether the library has an algorithm.  Parts of a sum are added in f32 only, not in the type of the result. */
+static bool plan_make(struct dev *d, struct product_plan *p, const struct library_product *l)
+{
 	cublasLtMatmulPreference_t wish;
 	cublasLtMatmulHeuristicResult_t found;
 	size_t room = CUDA_WORKSPACE;
-	uint32_t bytes = (uint32_t)s->alignment;
+	uint32_t bytes = (uint32_t)p->shape.alignment, sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 	int count = 0;
-	cublasLtMatmulPreferenceCreate(&wish);
-	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
-	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &bytes, sizeof bytes);
-	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &bytes, sizeof bytes);
-	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &bytes, sizeof bytes);
-	cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &bytes, sizeof bytes);
-	p->good = cublasLtMatmulAlgoGetHeuristic(d->lt, p->desc, p->a, p->b, p->d, p->d, wish, 1, &found, &count) ==
-	              CUBLAS_STATUS_SUCCESS &&
-	          count == 1;
-	cublasLtMatmulPreferenceDestroy(wish);
-	if (p->good) {
-		p->algo = found.algo;
-		p->workspace = found.workspaceSize;
-	}
+	plan_describe(p, l->bias);
+	lt.MatmulPreferenceCreate(&wish);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &bytes, sizeof bytes);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &bytes, sizeof bytes);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &bytes, sizeof bytes);
+	lt.MatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &bytes, sizeof bytes);
+	cublasStatus_t e = lt.MatmulAlgoGetHeuristic(d->lt, p->desc, p->a, p->b, p->d, p->d, wish, 1, &found, &count);
+	lt.MatmulPreferenceDestroy(wish);
+	if (e != CUBLAS_STATUS_SUCCESS || count < 1 || found.state != CUBLAS_STATUS_SUCCESS)
+		return false;
+	p->algo = found.algo;
+	p->workspace = found.workspaceSize;
+	return true;
 }
 
-static void plan_run(struct dev *d, const struct product_plan *p, const struct library_product *l)
+static bool plan_run(struct dev *d, const struct product_plan *p, const struct library_product *l)
 {
 	float one = 1, beta = l->s.add ? 1 : 0;
 	if (l->bias)
-		cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
-	cublasStatus_t e = cublasLtMatmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo,
-	                                  d->workspace, p->workspace, d->stream);
-	if (e != CUBLAS_STATUS_SUCCESS)
-		cuda_fail(d, "cuBLASLt: status %d", (int)e);
+		lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
+	return lt.Matmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo, d->workspace,
+	                 p->workspace, d->stream) == CUBLAS_STATUS_SUCCESS;
 }
 #endif
 
@@ -153,26 +221,46 @@ static int alignment_of(const struct library_product *l)
 	return (int)(all & -all);
 }
 
-/* Whether the library did it. */
-static bool library_run(struct dev *d, struct library_product *l)
+/* The plan of a shape, made when it is met first; NULL: no room for more. */
+static struct product_plan *plan_of(struct dev *d, const struct library_product *l)
 {
 	int i = 0;
-	l->s.bias = l->bias != NULL;
-	l->s.alignment = alignment_of(l);
 	while (i < d->plan_count && memcmp(&d->plans[i].shape, &l->s, sizeof l->s))
 		i++;
 	if (i == CUDA_PLANS)
-		return false;
+		return NULL;
 	if (!d->plans && !(d->plans = (struct product_plan *)calloc(CUDA_PLANS, sizeof *d->plans)))
-		return false;
+		return NULL;
 	if (i == d->plan_count) {
 		d->plans[i].shape = l->s;
-		plan_make(d, &d->plans[i]);
+		d->plans[i].good = plan_make(d, &d->plans[i], l);
 		d->plan_count++;
 	}
-	if (d->plans[i].good)
-		plan_run(d, &d->plans[i], l);
-	return d->plans[i].good;
+	return &d->plans[i];
+}
+
+/* Whether the library did it. */
+static bool library_run(struct dev *d, struct library_product *l)
+{
+	if (!library_there(d) || d->error[0])
+		return false;
+	l->s.bias = l->bias != NULL;
+	l->s.alignment = alignment_of(l);
+	struct product_plan *p = plan_of(d, l);
+	if (p && p->good)
+		p->good = plan_run(d, p, l);
+	return p && p->good;
+}
+
+/* The library takes a bias in the type of the result: for 16-bit ones it is rounded first. */
+static const void *library_bias(struct dev *d, const float *b, int out, bool wide)
+{
+	if (!b || wide || !library_there(d))
+		return b;
+	void *rounded = cuda_scratch(d, (size_t)out * sizeof(T));
+	if (rounded)
+		cast(d, rounded, b, (size_t)out, 1, 0);
+	return rounded;
 }
 #endif
 
@@ -206,7 +294,7 @@ void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const floa
 	if (too_many(d, rows) || !rows)
 		return;
 #if !T_IS_F32
-	struct library_product l = {{out, (int)rows, in, 1, 0, wide, add, 0, 0}, w, x, y, b};
+	struct library_product l = {{out, (int)rows, in, 1, 0, wide, add, 0, 0}, w, x, y, library_bias(d, b, out, wide)};
 	if (library_run(d, &l))
 		return;
 #endif

@@ -154,7 +154,7 @@ struct ops {
 	/* Recorded work, for devices where queueing costs more than computing: what is queued between record_begin and
 	 * record_end runs once and is kept under `id` (in place of what was there).  replay queues it again, with the
 	 * same pointers and sizes, so that inputs change only through device memory, and returns 1: the caller
-	 * skips its calls.  0: nothing is kept under id (the CPU keeps nothing). */
+	 * skips its calls.  0: nothing is kept under id: the CPU keeps nothing, CUDA what it meets for the second time. */
 	int (*replay)(struct dev *d, int id);
 	void (*record_begin)(struct dev *d, int id);
 	void (*record_end)(struct dev *d, int id);
@@ -178,7 +178,8 @@ struct ops {
 
 	/* ---- matrix products ---- */
 
-	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL.  Flags F32, OUT_F32, ADD. */
+	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL, and may be rounded to T where y is T.  Flags F32,
+	 * OUT_F32, ADD. */
 	void (*linear_fwd)(struct dev *d, void *y /*T*/, const void *x /*T*/, const void *w /*T*/, const float *b,
 	                   size_t rows, int in, int out, int flags);
 	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x (f32, or T with DW_T); db[out] += column sums of dy.

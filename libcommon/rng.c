@@ -25,6 +25,8 @@ uint32_t rng_below(uint64_t seed, enum rng_purpose purpose, uint32_t stream, uin
 
 void rng_normal(float *out, size_t n, float std, uint64_t seed, enum rng_purpose purpose, uint32_t stream)
 {
+	/* The paper's sizes draw billions. */
+#pragma omp parallel for schedule(static) if (n > 1 << 16)
 	for (size_t i = 0; i < n; i += 4) {
 		uint32_t r[4];
 		size_t block = i / 4;

@@ -1,16 +1,24 @@
 /* bench-cuda.c - rates of the CUDA backend's ops beside ceilings measured in the same run: the product of two large
  * matrices and the copy of a large block.  --probe only says which device there is; status 1: none.  Whole updates and
- * sampling are bench-dalle's, run by bench-cuda.sh. */
+ * sampling are bench-dalle's, run by bench-cuda.sh.
+ *
+ * Each group of rows is a process of its own: a failure ends that group only, even one that the device does not recover
+ * from. */
 #include "../kernels/ops.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 static const struct ops *ops;
 static struct dev *dev;
-static double gemm, copy; /* ceilings: operations and bytes a second */
+static struct ceilings {
+	double gemm, copy; /* operations and bytes a second */
+} *most; /* shared by all processes */
 
 static void need(int good, const char *what)
 {
@@ -72,13 +80,25 @@ struct product {
 	size_t rows;
 	int in, out;
 	void *x, *w, *y;
-	float *dw;
+	float *dw, *b;
 };
 
 static void run_forward(void *with)
 {
 	struct product *p = with;
 	ops->linear_fwd(dev, p->y, p->x, p->w, NULL, p->rows, p->in, p->out, 0);
+}
+
+static void run_biased(void *with)
+{
+	struct product *p = with;
+	ops->linear_fwd(dev, p->y, p->x, p->w, p->b, p->rows, p->in, p->out, 0);
+}
+
+static void run_gelu(void *with)
+{
+	struct product *p = with;
+	ops->linear_gelu_fwd(dev, p->y, p->y, p->x, p->w, p->b, p->rows, p->in, p->out, 0);
 }
 
 static void run_dx(void *with)
@@ -101,16 +121,16 @@ static double product_rate(struct product *p, void (*run)(void *))
 static void bench_product(size_t rows, int in, int out, const char *name)
 {
 	struct product p = {rows, in, out, filled(2 * rows * (size_t)in), filled(2 * (size_t)in * (size_t)out),
-	                    filled(2 * rows * (size_t)out), filled(4 * (size_t)in * (size_t)out)};
-	if (!gemm)
-		gemm = product_rate(&p, run_forward);
-	static void (*const runs[])(void *) = {run_forward, run_dx, run_dw};
-	static const char *const names[] = {"forward", "dx", "dw"};
-	for (int i = 0; i < 3; i++) {
+	                    filled(2 * rows * (size_t)out), filled(4 * (size_t)in * (size_t)out), filled(4 * (size_t)out)};
+	static void (*const runs[])(void *) = {run_forward, run_biased, run_gelu, run_dx, run_dw};
+	static const char *const names[] = {"forward", "with bias", "and GELU", "dx", "dw"};
+	if (most->gemm == 0)
+		most->gemm = product_rate(&p, run_forward);
+	for (int i = 0; i < 5; i++) {
 		double rate = product_rate(&p, runs[i]);
-		printf("  %-28s %-8s %8.1f TFLOP/s  %3.0f %% of the ceiling\n", name, names[i], rate * 1e-12, 100 * rate / gemm);
+		printf("  %-28s %-9s %7.1f TFLOP/s  %3.0f %% of the ceiling\n", name, names[i], rate * 1e-12, 100 * rate / most->gemm);
 	}
-	ops->release(dev, p.x), ops->release(dev, p.w), ops->release(dev, p.y), ops->release(dev, p.dw);
+	ops->release(dev, p.x), ops->release(dev, p.w), ops->release(dev, p.y), ops->release(dev, p.dw), ops->release(dev, p.b);
 }
 
 struct block {
@@ -188,7 +208,7 @@ static void bench_conv(int side, int in, int out, int k)
 	c.b = filled(4 * (size_t)out), c.dw = filled(4 * weights);
 	double one = 2 * (double)pixels * (double)weights, f = one / seconds(run_conv, &c), b = 2 * one / seconds(run_conv_bwd, &c);
 	printf("  %3d x %-3d  %4d -> %-4d k %d      forward %6.1f TFLOP/s %3.0f %%, backward %6.1f TFLOP/s %3.0f %%\n",
-	       side, side, in, out, k, 1e-12 * f, 100 * f / gemm, 1e-12 * b, 100 * b / gemm);
+	       side, side, in, out, k, 1e-12 * f, 100 * f / most->gemm, 1e-12 * b, 100 * b / most->gemm);
 	ops->release(dev, c.x), ops->release(dev, c.y), ops->release(dev, c.w), ops->release(dev, c.b), ops->release(dev, c.dw);
 }
 
@@ -215,42 +235,104 @@ static void bench_update(const char *name, enum dtype w, enum dtype m, enum dtyp
 	double bytes = 2.0 * (double)(dtype_bytes(w) + dtype_bytes(m) + dtype_bytes(v)) + (double)dtype_bytes(g) +
 		       (copy_of ? 2 : 0);
 	double rate = bytes * N / seconds(run_update, &u);
-	printf("  AdamW, %-21s %8.0f GB/s  %3.0f %% of the copy\n", name, 1e-9 * rate, 100 * rate / copy);
+	printf("  AdamW, %-21s %8.0f GB/s  %3.0f %% of the copy\n", name, 1e-9 * rate, 100 * rate / most->copy);
 	ops->release(dev, u.x.w), ops->release(dev, u.x.m), ops->release(dev, u.x.v), ops->release(dev, (void *)(uintptr_t)u.x.g);
 	ops->release(dev, copy_of);
 }
 
-int main(int argc, char **argv)
+/* ---- groups of rows ---- */
+
+static void ceilings(void)
+{
+	enum { N = 8192 };
+	struct block b = {filled((size_t)1 << 30), filled((size_t)1 << 30), (size_t)1 << 30};
+	struct product p = {N, N, N, b.a, b.b, filled((size_t)2 * N * N), NULL, NULL};
+	most->gemm = product_rate(&p, run_forward);
+	printf("  product of 8192 x 8192 x 8192 %10.1f TFLOP/s\n", most->gemm * 1e-12);
+	most->copy = 2.0 * (double)b.bytes / seconds(run_copy, &b);
+	printf("  copy, read and written        %10.0f GB/s\n", 1e-9 * most->copy);
+}
+
+static void layers(void)
+{
+	bench_product(10240, 2048, 6144, "10240 x 2048 -> 6144");
+	bench_product(10240, 2048, 8192, "10240 x 2048 -> 8192");
+	bench_product(10240, 8192, 2048, "10240 x 8192 -> 2048");
+}
+
+static void attentions(void)
+{
+	bench_attention("dense", (struct attn_mask){ATTN_CAUSAL, 1280, 0, 0, 0, 0});
+	bench_attention("row", (struct attn_mask){ATTN_ROW, 256, 32, 32, 0, 0});
+	bench_attention("column", (struct attn_mask){ATTN_COLUMN, 256, 32, 32, 0, 0});
+	bench_attention("convolution", (struct attn_mask){ATTN_CONV, 256, 32, 32, 11, 0});
+}
+
+static void convolutions(void)
+{
+	bench_conv(256, 3, 256, 7), bench_conv(256, 256, 64, 3), bench_conv(256, 64, 64, 3), bench_conv(128, 128, 128, 3);
+	bench_conv(64, 256, 256, 3), bench_conv(32, 512, 512, 3);
+}
+
+static void updates(void)
+{
+	bench_update("f32", DT_F32, DT_F32, DT_F32, DT_F32);
+	bench_update("bf16, 1-6-9, 0-6-10", DT_BF16, DT_1_6_9, DT_0_6_10, DT_BF16);
+}
+
+static const struct group {
+	const char *name;
+	void (*rows)(void);
+} groups[] = {
+	{"ceilings, bf16", ceilings},
+	{"layers of 1.2b, 8 sequences", layers},
+	{"attention, 8 sequences of 256 + 32 x 32 states, 32 heads of 64", attentions},
+	{"convolutions of the paper's dVAE, 16 pictures", convolutions},
+	{"optimizer, 67 million weights", updates},
+};
+
+static void open_device(void)
 {
 	char text[300] = "";
 	int index = 0;
 	ops = ops_find("cuda", &index, text, sizeof text);
 	dev = ops ? ops->open(index, DT_BF16, 0, text, sizeof text) : NULL;
 	need(dev != NULL, text);
-	ops->describe(dev, text, sizeof text);
-	printf("%s\n", text);
-	if (argc > 1 && !strcmp(argv[1], "--probe"))
+}
+
+static int run_group(const struct group *g)
+{
+	int status = 0;
+	printf("%s\n", g->name);
+	fflush(stdout);
+	pid_t child = fork();
+	need(child >= 0, "fork failed");
+	if (child == 0) {
+		open_device();
+		g->rows();
+		ops->close(dev);
+		exit(0);
+	}
+	need(waitpid(child, &status, 0) == child, "waitpid failed");
+	if (status)
+		printf("  the rest of these rows failed: see above\n");
+	return status != 0;
+}
+
+int main(int argc, char **argv)
+{
+	int failed = 0;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc > 1 && !strcmp(argv[1], "--probe")) {
+		char text[300] = "";
+		open_device();
+		ops->describe(dev, text, sizeof text);
+		printf("%s\n", text);
 		return 0;
-	struct block b = {filled((size_t)1 << 30), filled((size_t)1 << 30), (size_t)1 << 30};
-	copy = 2.0 * (double)b.bytes / seconds(run_copy, &b);
-	ops->release(dev, b.a), ops->release(dev, b.b);
-	printf("ceilings, bf16\n");
-	bench_product(8192, 8192, 8192, "8192 x 8192 x 8192");
-	printf("  %-28s          %8.0f GB/s\nlayers of 1.2b, 8 sequences\n", "copy, read and written", 1e-9 * copy);
-	bench_product(10240, 2048, 6144, "10240 x 2048 -> 6144");
-	bench_product(10240, 2048, 8192, "10240 x 2048 -> 8192");
-	bench_product(10240, 8192, 2048, "10240 x 8192 -> 2048");
-	printf("attention, 8 sequences of 256 + 32 x 32 states, 32 heads of 64\n");
-	bench_attention("dense", (struct attn_mask){ATTN_CAUSAL, 1280, 0, 0, 0, 0});
-	bench_attention("row", (struct attn_mask){ATTN_ROW, 256, 32, 32, 0, 0});
-	bench_attention("column", (struct attn_mask){ATTN_COLUMN, 256, 32, 32, 0, 0});
-	bench_attention("convolution", (struct attn_mask){ATTN_CONV, 256, 32, 32, 11, 0});
-	printf("convolutions of the paper's dVAE, 16 pictures\n");
-	bench_conv(256, 3, 256, 7), bench_conv(256, 256, 64, 3), bench_conv(256, 64, 64, 3), bench_conv(128, 128, 128, 3);
-	bench_conv(64, 256, 256, 3), bench_conv(32, 512, 512, 3);
-	printf("optimizer, 67 million weights\n");
-	bench_update("f32", DT_F32, DT_F32, DT_F32, DT_F32);
-	bench_update("bf16, 1-6-9, 0-6-10", DT_BF16, DT_1_6_9, DT_0_6_10, DT_BF16);
-	ops->close(dev);
-	return 0;
+	}
+	most = mmap(NULL, sizeof *most, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	need(most != MAP_FAILED, "out of memory");
+	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+		failed += run_group(&groups[i]);
+	return failed != 0;
 }

@@ -13,8 +13,9 @@
 
 static struct run_options run = RUN_DEFAULTS(0);
 static const char *preset = "small";
-static int64_t updates = 4, layers, width, heads, most = 256;
-static double budget = 1;
+static int64_t updates = 4, layers, width, heads, most = 256, pictures;
+static double budget = 1, peak;
+static bool lean;
 
 static const struct opt options[] = {
 	OPT_STRING('x', "preset", &preset, "NAME", "sizes: " DALLE_PRESETS),
@@ -23,6 +24,9 @@ static const struct opt options[] = {
 	OPT_INT(0, "heads", &heads, 0, 1 << 12, "N", "heads, 0 for the preset's"),
 	OPT_INT('n', "updates", &updates, 0, 1000, "N", "updates to try, the fastest counts; 0 for sampling only"),
 	OPT_INT(0, "most", &most, 0, 1 << 16, "N", "largest batch to sample, 0 for training only"),
+	OPT_INT(0, "images", &pictures, 0, 1 << 16, "N", "sample so many whole pictures of one caption, too"),
+	OPT_FLAG(0, "lean", &lean, "weights, gradients and moments in 16 bits, no averages, activations computed again"),
+	OPT_REAL(0, "peak", &peak, 0, 1e6, "X", "TFLOP/s of the datasheet, to be compared with, 0 for none"),
 	OPT_REAL('t', "time", &budget, 0, 1000, "S", "seconds of steps of each batch; the fastest counts"),
 	OPT_STRING('d', "device", &run.device, "DEVICE", "where to compute"),
 	OPT_INT('j', "threads", &run.threads, 0, 4096, "N", "CPU threads, 0 for all"),
@@ -32,11 +36,16 @@ static const struct opt options[] = {
 };
 static const struct tool tool = {"bench-dalle", "[OPTION]...", "Rates of the transformer", options};
 
+static bool on_cpu(void)
+{
+	return strcmp(ops->name, "cpu") == 0;
+}
+
 /* Operations a second of one large product in the device's type. */
 static double ceiling_once(void)
 {
-	enum { N = 1536 };
-	return 2.0 * N * N * N / product_seconds(N);
+	int n = on_cpu() ? 1536 : 8192;
+	return 2.0 * n * n * n / product_seconds(n);
 }
 
 /* Query-key pairs that the masks of all layers allow in one sequence. */
@@ -84,8 +93,12 @@ static struct dalle_item *make_items(const struct dalle_config *c, int n)
 static void bench_training(const struct dalle_preset *p, int batch)
 {
 	struct dalle d;
-	need(dalle_describe(&d, &p->config, p->recipe.init, false, &err) || dalle_build(&d, ops, dev, true, &err) ||
-	     params_init(&d.params, 1, &err) || dalle_plan(&d, batch, true, &err));
+	need(dalle_describe(&d, &p->config, p->recipe.init, lean, &err));
+	if (lean)
+		d.params.storage = (struct storage){true, true, true, true};
+	need(dalle_build(&d, ops, dev, true, &err) || dalle_plan(&d, batch, true, &err));
+	fill_weights(&d.params);
+	params_start(&d.params);
 	struct dalle_item *items = make_items(&p->config, batch);
 	double best = 1e30, ceiling = 0, rows = (double)batch * dalle_length(&p->config);
 	for (int64_t i = 0; i < updates; i++) {
@@ -94,14 +107,36 @@ static void bench_training(const struct dalle_preset *p, int batch)
 		best = s < best ? s : best;
 	}
 	double rate = update_operations(&p->config, batch, (double)batch * (double)items[0].text_n) / best;
-	printf("training  %s %s: %.3f s for %d records, %.0f tokens/s, %.1f GFLOP/s = %.0f %% of %.1f in large products\n", p->name,
+	printf("training  %s %s: %.3f s for %d records, %.0f tokens/s, %.1f GFLOP/s = %.0f %% of %.1f in large products", p->name,
 	       dtype_name(ops->type(dev)), best, batch, rows / best, rate * 1e-9, 100 * rate / ceiling, ceiling * 1e-9);
+	if (peak > 0)
+		printf(", %.0f %% of %.1f by the datasheet", rate * 1e-10 / peak, peak * 1e3);
+	printf("\n");
+	fflush(stdout);
 	free((void *)(uintptr_t)items[0].text);
 	free(items);
 	dalle_free(&d);
 }
 
 /* ---- sampling ---- */
+
+/* Bytes a second that a copy in the device's memory reads and writes. */
+static double copy_rate(void)
+{
+	size_t bytes = (size_t)1 << 30;
+	void *x = ops->alloc(dev, bytes), *y = ops->alloc(dev, bytes);
+	need(x && y ? 0 : fail(&err, STATUS_LIMIT, "out of memory"));
+	double best = 1e30;
+	for (int i = 0; i < 5; i++) {
+		need(device_check(ops, dev, &err));
+		double start = now();
+		ops->copy2d(dev, y, bytes, x, bytes, bytes, 1);
+		need(device_check(ops, dev, &err));
+		best = fmin(best, now() - start);
+	}
+	ops->release(dev, x), ops->release(dev, y);
+	return 2.0 * (double)bytes / best;
+}
 
 /* Bytes a second that all threads together read, of `bytes` in all: as much as the weights, so that small models are
  * measured against the cache that holds them. */
@@ -159,13 +194,35 @@ static double step_seconds(struct dalle *d, int batch)
 	return best;
 }
 
+/* Whole pictures of one caption, all under way at once. */
+static void bench_images(struct dalle *d, const char *name)
+{
+	struct record record = {0};
+	struct sample_options o = {.temperature = 1, .top_p = 1, .guidance = 1};
+	struct sample x;
+	need(tokens_set(&record.text, (uint32_t[]){1, 2, 3}, 3, &err));
+	struct sampler *s = sampler_new(d, (int)pictures, 1, &o, &err);
+	need(s ? sampler_submit(s, &record, (int)pictures, &err) : -1);
+	double start = now();
+	for (int64_t done = 0; done < pictures;) {
+		need(sampler_step(s, &err) < 0);
+		while (sampler_next(s, &x))
+			done += x.rows == d->c.grid_h;
+	}
+	double t = now() - start;
+	printf("pictures  %s: %.2f s for %lld samples of one caption\n", name, t, (long long)pictures);
+	fflush(stdout);
+	sampler_free(s);
+	record_free(&record);
+}
+
 static void bench_sampling(const struct dalle_preset *p)
 {
 	struct dalle d;
 	double bytes, N = dalle_image_length(&p->config), ceiling = 0;
-	need(dalle_describe(&d, &p->config, p->recipe.init, false, &err) || dalle_build(&d, ops, dev, false, &err) ||
-	     params_init(&d.params, 1, &err));
-	double weights = step_weights(&d, &bytes), rate = read_rate((size_t)bytes);
+	need(dalle_describe(&d, &p->config, p->recipe.init, false, &err) || dalle_build(&d, ops, dev, false, &err));
+	fill_weights(&d.params);
+	double weights = step_weights(&d, &bytes), rate = on_cpu() ? read_rate((size_t)bytes) : copy_rate();
 	for (int i = 0; i < 3; i++)
 		ceiling = fmax(ceiling, ceiling_once());
 	printf("sampling  %s %s, %d layers of %d: weights of %.1f MB read at %.1f GB/s, large products at %.1f GFLOP/s\n", p->name,
@@ -178,6 +235,8 @@ static void bench_sampling(const struct dalle_preset *p)
 		       100 * bytes / rate / t, 100 * 2 * weights * batch / t / ceiling);
 		fflush(stdout);
 	}
+	if (pictures)
+		bench_images(&d, p->name);
 	dalle_free(&d);
 }
 
@@ -196,7 +255,7 @@ int main(int argc, char **argv)
 	need(device_open(&run, &ops, &dev, &err));
 	if (updates)
 		bench_training(&p, run.batch ? (int)run.batch : p.recipe.batch);
-	if (most)
+	if (most || pictures)
 		bench_sampling(&p);
 	device_close(ops, dev);
 	return finish(STATUS_OK);

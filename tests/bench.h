@@ -7,6 +7,7 @@
 
 #include "../libcommon/dalle.h"
 #include "../libcommon/device.h"
+#include "../libcommon/rng.h"
 
 static struct run_options run;
 static const struct ops *ops;
@@ -42,6 +43,31 @@ __attribute__((unused)) static double product_seconds(int n)
 	double seconds = now() - start;
 	ops->release(dev, x), ops->release(dev, w), ops->release(dev, y);
 	return seconds;
+}
+
+/* Weights of the size that training starts from, a run of draws repeated: billions would take minutes. */
+__attribute__((unused)) static void fill_weights(struct params *p)
+{
+	enum { DRAWS = 1 << 20 };
+	float *draws = mem_alloc(DRAWS, 2 * sizeof *draws, &err), *x = draws + DRAWS;
+	need(draws ? 0 : -1);
+	rng_normal(draws, DRAWS, 1, 1, RNG_INIT, 1);
+	for (int i = 0; i < p->count; i++) {
+		const struct param *r = &p->rows[i];
+		struct param first = *r;
+		first.n = r->n < DRAWS ? r->n : DRAWS;
+		for (size_t k = 0; k < first.n; k++)
+			x[k] = r->kind == PARAM_GAIN ? 1 : r->init * draws[k];
+		need(params_put(p, &first, BLOCK_W, x, &err));
+		struct place at = params_place(p, r, BLOCK_W);
+		size_t size = dtype_bytes(at.type);
+		for (size_t have = first.n; have < r->n; have *= 2) {
+			size_t more = (have < r->n - have ? have : r->n - have) * size;
+			ops->copy2d(dev, (char *)at.p + have * size, more, at.p, more, more, 1);
+		}
+	}
+	params_refresh(p);
+	free(draws);
 }
 
 /* One update of the transformer, with all that a trainer does on the device. */

@@ -1,5 +1,6 @@
 #!/bin/sh
-# cuda-spills.sh REPORT... - ptxas' reports: fails when a kernel spills registers to memory; -l lists every kernel's registers.
+# cuda-spills.sh REPORT... - ptxas' reports: fails when a kernel spills registers to memory or keeps an array there, which it
+# indexes at run time; -l lists every kernel's registers.
 list=0
 [ "${1:-}" = -l ] && list=1 && shift
 awk -v list=$list '
@@ -7,7 +8,7 @@ awk -v list=$list '
 /bytes spill stores/ {
 	spills = 0
 	for (i = 1; i < NF; i++)
-		if ($i == "bytes" && $(i + 1) == "spill" && $(i - 1) + 0 > 0)
+		if ($i == "bytes" && ($(i + 1) == "spill" || $(i + 1) == "stack") && $(i - 1) + 0 > 0)
 			spills = 1
 }
 /Used [0-9]+ registers/ {

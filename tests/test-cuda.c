@@ -1,225 +1,12 @@
 /* test-cuda.c - every entry of the CUDA backend against the CPU's references: odd sizes, all types, outputs that begin
  * as NaN and end in sentinels.  Without a GPU the backend is the emulated device of kernels/emu.h: unless
  * DALLE_PLUGINS names another, the plugin in the folder `emulated` beside this program's. */
-#include "check.h"
-#include "../kernels/convert.h"
-#include "../kernels/cpu.h"
-#include "../kernels/ops.h"
+#include "pairs.h"
 
 #include <limits.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
-
-enum { GUARD = 64 };
-static const char *const type_names[] = {"f32", "bf16", "f16", "1-6-9", "0-6-10"};
-
-/* 0: the CPU's references; 1: the device under test. */
-static struct side {
-	const struct ops *o;
-	struct dev *d;
-} side[2];
-static enum dtype T;
-
-/* The same tensor on both sides. */
-struct pair {
-	enum dtype t;
-	size_t n;
-	void *p[2];
-};
-
-/* EACH_SIDE(statement) with o, d and s. */
-#define EACH_SIDE(...)                                                                             \
-	for (int s = 0; s < 2; s++) {                                                              \
-		const struct ops *o = side[s].o;                                                   \
-		struct dev *d = side[s].d;                                                         \
-		__VA_ARGS__;                                                                       \
-	}
-
-static void *must(void *p)
-{
-	if (!p) {
-		fprintf(stderr, "out of memory\n");
-		exit(1);
-	}
-	return p;
-}
-
-static double uniform(double lo, double hi)
-{
-	static uint64_t state = 88172645463325252u;
-	state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-	return lo + (hi - lo) * (double)(state >> 11) * 0x1p-53;
-}
-
-/* Bytes to both sides, and sentinels after them. */
-static struct pair pair_bytes(enum dtype t, size_t n, size_t size, const void *v)
-{
-	struct pair x = {t, n, {NULL, NULL}};
-	char *h = must(malloc(n * size + GUARD));
-	memcpy(h, v, n * size);
-	memset(h + n * size, 0xA5, GUARD);
-	EACH_SIDE(x.p[s] = must(o->alloc(d, n * size + GUARD)); o->put(d, x.p[s], h, n * size + GUARD));
-	EACH_SIDE(char e[64]; o->sync(d, e, sizeof e));
-	free(h);
-	return x;
-}
-
-static struct pair pair_of(enum dtype t, size_t n, double lo, double hi)
-{
-	void *h = must(calloc(n + 1, 4));
-	for (size_t i = 0; i < n; i++)
-		store_from_f32(h, t, i, (float)uniform(lo, hi));
-	struct pair x = pair_bytes(t, n, dtype_bytes(t), h);
-	free(h);
-	return x;
-}
-
-static struct pair pair_output(enum dtype t, size_t n)
-{
-	return pair_of(t, n, NAN, NAN);
-}
-
-static struct pair pair_ints(size_t n, const int32_t *v)
-{
-	return pair_bytes(DT_F32, n, 4, v);
-}
-
-/* n integers in [lo, hi]. */
-static struct pair pair_range(size_t n, int lo, int hi)
-{
-	int32_t *v = must(calloc(n + 1, sizeof *v));
-	for (size_t i = 0; i < n; i++)
-		v[i] = lo + (int32_t)(uniform(0, 1) * (hi - lo + 1));
-	struct pair x = pair_ints(n, v);
-	free(v);
-	return x;
-}
-
-/* n bytes to be written. */
-static struct pair pair_noise(size_t n)
-{
-	unsigned char *h = must(malloc(n + 1));
-	memset(h, 0xEE, n);
-	struct pair x = pair_bytes(DT_F32, n, 1, h);
-	free(h);
-	return x;
-}
-
-static void pair_free(struct pair *x)
-{
-	EACH_SIDE(o->release(d, x->p[s]));
-}
-
-#define FREE(...)                                                                                  \
-	do {                                                                                       \
-		struct pair *all_[] = {__VA_ARGS__};                                               \
-		for (size_t i_ = 0; i_ < sizeof all_ / sizeof *all_; i_++)                         \
-			pair_free(all_[i_]);                                                       \
-	} while (0)
-
-/* Both sides' values as doubles; the sentinels must be whole. */
-static double *pair_get(const struct pair *x, int s, const char *what)
-{
-	size_t bytes = x->n * dtype_bytes(x->t);
-	unsigned char *h = must(malloc(bytes + GUARD));
-	double *v = must(calloc(x->n + 1, sizeof *v));
-	side[s].o->get(side[s].d, h, x->p[s], bytes + GUARD);
-	int whole = 1;
-	for (size_t i = 0; i < GUARD; i++)
-		whole &= h[bytes + i] == 0xA5;
-	CHECK(whole, "%s: writes past the end", what);
-	for (size_t i = 0; i < x->n; i++)
-		v[i] = load_as_f32(h, x->t, i);
-	free(h);
-	return v;
-}
-
-/* Roots of mean squares of the difference and of the reference; infinite if finite values differ from others. */
-static double far_apart(const double *want, const double *got, size_t n, double *most)
-{
-	double diff = 0, size = 1e-30, big = 1e-30;
-	*most = 0;
-	for (size_t i = 0; i < n; i++) {
-		if (isfinite(want[i]) != isfinite(got[i]) || (!isfinite(want[i]) && isnan(want[i]) != isnan(got[i])))
-			return *most = INFINITY;
-		if (!isfinite(want[i]))
-			continue;
-		diff += (got[i] - want[i]) * (got[i] - want[i]);
-		size += want[i] * want[i];
-		*most = fmax(*most, fabs(got[i] - want[i]));
-		big = fmax(big, fabs(want[i]));
-	}
-	*most /= big;
-	return sqrt(diff / size);
-}
-
-/* One rounding to the type, and a few f32 operations in another order. */
-static double unit(enum dtype t)
-{
-	return t == DT_BF16 ? 0x1p-8 : t == DT_F16 ? 0x1p-11 : t == DT_F32 ? 1e-6 : t == DT_1_6_9 ? 0x1p-9 : 0x1p-10;
-}
-
-/* Both sides agree within `units` roundings of the largest value (and half as much in the mean). */
-static void same(const struct pair *x, double units, const char *what)
-{
-	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what), most;
-	double mean = far_apart(want, got, x->n, &most), allowed = units * unit(x->t);
-	CHECK(most <= allowed && mean <= allowed, "%s (%s device, %s): off by %.3g, %.3g in the mean, allowed %.3g", what,
-	      type_names[T], type_names[x->t], most, mean, allowed);
-	free(want);
-	free(got);
-}
-
-/* Values rounded at random by the same bits: only a sum whose last bit differs may round otherwise. */
-static void mostly_equal(const struct pair *x, const char *what)
-{
-	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what);
-	size_t differ = 0;
-	for (size_t i = 0; i < x->n; i++)
-		differ += want[i] != got[i];
-	CHECK(differ <= x->n / 50, "%s (%s device): %zu of %zu differ", what, type_names[T], differ, x->n);
-	free(want);
-	free(got);
-}
-
-static void same_bytes(const struct pair *x, size_t size, const char *what)
-{
-	unsigned char *h[2];
-	for (int s = 0; s < 2; s++) {
-		h[s] = must(malloc(x->n * size + GUARD));
-		side[s].o->get(side[s].d, h[s], x->p[s], x->n * size + GUARD);
-	}
-	size_t bad = 0;
-	for (size_t i = 0; i < x->n * size + GUARD; i++)
-		bad += h[0][i] != h[1][i];
-	CHECK(bad == 0, "%s (%s device): %zu of %zu bytes differ", what, type_names[T], bad, x->n * size);
-	free(h[0]), free(h[1]);
-}
-
-static void open_both(enum dtype t)
-{
-	char err[256];
-	int index = 0;
-	T = t;
-	side[0].o = cpu_reference_ops();
-	side[1].o = ops_find("cuda", &index, err, sizeof err);
-	if (!side[1].o) {
-		fprintf(stderr, "cuda: %s\n", err);
-		exit(1);
-	}
-	EACH_SIDE(side[s].d = o->open(0, t, 1, err, sizeof err); if (!side[s].d) {
-		fprintf(stderr, "%s: %s\n", o->name, err);
-		exit(1);
-	} (void)d);
-}
-
-static void close_both(void)
-{
-	EACH_SIDE(char err[256] = ""; CHECK(o->sync(d, err, sizeof err) == 0, "%s: no sticky error: %s", o->name, err);
-	          o->close(d));
-}
 
 /* ---- elementwise ---- */
 
@@ -333,7 +120,7 @@ static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
 	enum dtype tw = flags & OP_DW_T ? t : DT_F32;
 	char what[96];
-	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_of(DT_F32, out, -1, 1);
+	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_rounded(t, out, -1, 1);
 	struct pair y = flags & OP_ADD ? pair_of(ty, rows * out, -1, 1) : pair_output(ty, rows * out), u = pair_output(T, rows * out);
 	struct pair dy = pair_of(t, rows * out, -1, 1), dx = pair_output(t, rows * in), g = pair_output(T, rows * out);
 	struct pair dw = pair_of(tw, (size_t)in * out, -1, 1), db = pair_of(DT_F32, out, -1, 1);
@@ -522,8 +309,9 @@ static void check_draw(int V, float temperature, int top_k, float top_p)
 	int differ = 0;
 	for (int r = 0; r < ROWS; r++)
 		differ += got[0][r] != got[1][r];
-	/* The weights differ in their last bits: a draw may fall between two of them once in 10^5. */
-	CHECK(differ == 0, "draw V %d t %g k %d p %g: %d of %d differ", V, temperature, top_k, top_p, differ, ROWS);
+	/* The weights differ in their last bits: of 300 weights a draw may fall between two once in 10^5, of more so much
+	 * more often. */
+	CHECK(differ <= (V > 1000 ? 1 + V / 50000 : 0), "draw V %d t %g k %d p %g: %d of %d differ", V, temperature, top_k, top_p, differ, ROWS);
 	FREE(&x, &k, &p, &token);
 }
 
@@ -658,12 +446,16 @@ static void check_replay(void)
 	float *a = must(o->alloc(d, sizeof x)), *b = must(o->alloc(d, sizeof x));
 	o->put(d, a, x, sizeof x);
 	CHECK(!o->replay(d, 4), "nothing is recorded at first");
-	o->record_begin(d, 4);
-	o->pixels(d, b, (uint8_t *)a, 1, x, x);
-	o->copy2d(d, b, sizeof x, a, sizeof x, sizeof x, 1);
-	o->record_end(d, 4);
-	o->get(d, y, b, sizeof y);
-	CHECK(y[2] == 3, "recorded work runs once");
+	for (int i = 0; i < 2; i++) { /* the second time it is kept */
+		x[2] = 3 + i;
+		o->put(d, a, x, sizeof x);
+		o->record_begin(d, 4);
+		o->pixels(d, b, (uint8_t *)a, 1, x, x);
+		o->copy2d(d, b, sizeof x, a, sizeof x, sizeof x, 1);
+		o->record_end(d, 4);
+		o->get(d, y, b, sizeof y);
+		CHECK(y[2] == x[2], "recorded work runs once");
+	}
 	x[2] = 9;
 	o->put(d, a, x, sizeof x);
 	int kept = o->replay(d, 4);
@@ -673,60 +465,157 @@ static void check_replay(void)
 	o->release(d, a), o->release(d, b);
 }
 
-static void check_type(enum dtype t)
+/* ---- addresses that are multiples of an element only ---- */
+
+static void *second(const struct pair *x, int s)
+{
+	return (char *)x->p[s] + dtype_bytes(x->t);
+}
+
+static void check_shifted(void)
+{
+	enum { ROWS = 9, C = 64, N = ROWS * C, OUT = 24 };
+	struct attn_mask m = {ATTN_CAUSAL, 3, 0, 0, 0, 0};
+	struct pair x = pair_of(DT_F32, N + 1, -1, 1), u = pair_of(T, N + 1, -1, 1), y = pair_output(T, N + 1), f = pair_output(DT_F32, N + 1);
+	struct pair w = pair_of(T, C * OUT + 1, -1, 1), z = pair_output(T, ROWS * OUT + 1), dw = pair_of(DT_F32, C * OUT + 1, -1, 1);
+	struct pair a = pair_output(T, N / 3 + 1), lse = pair_output(DT_F32, ROWS / 3 + 1), moment = pair_of(DT_F32, N + 1, 0, 0.1);
+	EACH_SIDE(o->cast(d, second(&y, s), second(&x, s), N, 0.5f, 0); o->gelu_fwd(d, second(&y, s), second(&u, s), N, 0);
+	          o->add(d, second(&f, s), second(&x, s), second(&u, s), 0.5f, N));
+	same(&y, 1, "gelu_fwd, shifted"), same(&f, 1, "add, shifted");
+	EACH_SIDE(o->norm_fwd(d, second(&y, s), f.p[s], second(&lse, s), second(&x, s), x.p[s], x.p[s], 1, C, 0));
+	same(&y, T == DT_F32 ? 10 : 1, "norm_fwd, shifted");
+	EACH_SIDE(o->linear_fwd(d, second(&z, s), second(&u, s), second(&w, s), NULL, ROWS, C, OUT, 0);
+	          o->linear_bwd(d, second(&y, s), second(&dw, s), NULL, second(&z, s), second(&u, s), second(&w, s), ROWS, C, OUT, 0));
+	same(&z, 2, "linear, shifted"), same(&y, 3, "linear dx, shifted"), same(&dw, 3, "linear dw, shifted");
+	EACH_SIDE(o->attn_fwd(d, second(&a, s), second(&lse, s), second(&u, s), 1, 1, C, &m));
+	same(&a, 2, "attention, shifted");
+	EACH_SIDE(struct adamw k = {.lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-6f, .g_scale = 1, .step = 3};
+	          struct adamw_tensor t = {second(&x, s), second(&y, s), second(&f, s), second(&moment, s), second(&u, s), DT_F32, DT_F32, DT_F32, T};
+	          o->adamw(d, &t, N, &k));
+	same(&x, 3, "adamw, shifted");
+	FREE(&x, &u, &y, &f, &w, &z, &dw, &a, &lse, &moment);
+}
+
+/* ---- groups of checks, each a process of its own: one that the device does not recover from ends alone ---- */
+
+static void elementwise(void)
 {
 	static const size_t lengths[] = {17, 255, 5001};
-	open_both(t);
 	for (int i = 0; i < 3; i++)
 		check_elementwise(lengths[i]);
 	check_filter();
 	check_pixels(1), check_pixels(85);
 	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
+}
+
+static void norms(void)
+{
 	check_norm(1, 5, 0, 1), check_norm(37, 65, OP_ADD, 0.5f), check_norm(67, 64, OP_ADD | OP_FILTER, 2), check_norm(3, 260, OP_F32, 1);
 	check_l2(5, 3), check_l2(7, 65);
+}
+
+static void products(void)
+{
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
 	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
+}
+
+static void pictures(void)
+{
 	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
 	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
 	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
-	check_all_attention();
+}
+
+static void losses(void)
+{
 	check_xent(3, 1, 0), check_xent(20, 300, 0), check_xent(9, 257, OP_F32);
 	check_target();
 	check_contrast(1, false), check_contrast(33, true), check_contrast(20, false);
 	check_argmax(5, 17), check_argmax(2, 600);
-	check_optimizer();
+}
+
+static void memory(void)
+{
 	check_memory();
 	check_replay();
-	close_both();
 }
 
-/* Products that cuBLASLt declines are ours. */
-static void check_declined(void)
+static void draws(void)
 {
-	setenv("EMU_LT", "0", 1);
-	for (enum dtype t = DT_BF16; t <= DT_F16; t++) {
-		open_both(t);
-		check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false), check_linear(64, 40, 24, OP_ADD, true);
-		check_linear(33, 16, 8, OP_DW_T, false);
-		close_both();
-	}
-	unsetenv("EMU_LT");
-}
-
-/* Entries without T. */
-static void check_untyped(void)
-{
-	open_both(DT_F32);
-	check_alone();
 	check_draw(1, 1, 0, 1), check_draw(300, 0, 0, 1), check_draw(300, 0.7f, 0, 1), check_draw(300, 1, 40, 1);
 	check_draw(300, 1.3f, 0, 0.8f), check_draw(257, 1, 100, 0.9f);
 	check_draw_ends();
+}
+
+static void latents(void)
+{
 	check_gumbel(3, 17, 1), check_gumbel(2, 300, 0.1f), check_gumbel(2, 33, 0);
 	check_usage(1, 17), check_usage(300, 65), check_usage(3, 300);
 	check_laplace(1), check_laplace(85);
-	close_both();
 }
+
+/* Nearer to the paper's sizes, for a real device: minutes on the emulated one. */
+static void large(void)
+{
+	many = true;
+	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++) {
+		struct attn_mask m = {k, 256, 32, 32, 11, 0};
+		check_attention(1, 2, 64, &m);
+		check_step(2, 64, &m);
+	}
+	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
+	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
+	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
+	check_norm(2561, 2048, OP_ADD, 0.5f), check_embed(2560, 1024, 8192), check_xent(300, 16384, 0), check_argmax(64, 8192);
+	check_elementwise(3000001);
+	check_adamw(3000001, DT_F32, DT_1_6_9, DT_0_6_10, T), check_sums(3000001, T);
+	check_draw(8192, 1, 100, 0.9f), check_draw(70000, 1, 0, 0.9f);
+	check_gumbel(64, 8192, 1), check_usage(300, 8192);
+}
+
+struct group {
+	const char *name;
+	void (*checks)(void);
+};
+static const struct group typed[] = {
+	{"elementwise", elementwise}, {"shifted", check_shifted}, {"norms", norms}, {"products", products}, {"pictures", pictures},
+	{"attention", check_all_attention}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
+};
+static const struct group larger = {"large sizes", large};
+static const struct group declined = {"products without cuBLASLt", products};
+/* Entries without T. */
+static const struct group untyped[] = {{"one row", check_alone}, {"draws", draws}, {"latents", latents}};
+
+static void run(const struct group *g, enum dtype t)
+{
+	static struct counts {
+		int passed, failed;
+	} *counts;
+	if (!counts && (counts = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
+		exit(1);
+	int status = 0;
+	*counts = (struct counts){0, 0};
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0) {
+		check_passed = check_failed = 0;
+		open_both(t);
+		g->checks();
+		close_both();
+		*counts = (struct counts){check_passed, check_failed};
+		fflush(stdout);
+		_exit(0);
+	}
+	bool ended = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+	check_passed += counts->passed, check_failed += counts->failed;
+	CHECK(ended, "%s (%s device): ended with status %#x", g->name, type_names[t], (unsigned)status);
+}
+
+#define RUN_ALL(groups, t)                                                                         \
+	for (size_t i_ = 0; i_ < sizeof(groups) / sizeof *(groups); i_++)                          \
+		run(&(groups)[i_], t)
 
 int main(int argc, char **argv)
 {
@@ -735,8 +624,12 @@ int main(int argc, char **argv)
 	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
 	setenv("DALLE_PLUGINS", folder, 0);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)
-		check_type(t);
-	check_declined();
-	check_untyped();
+		RUN_ALL(typed, t);
+	for (enum dtype t = DT_F32; t <= DT_F16 && getenv("CUDA_LARGE"); t++)
+		run(&larger, t);
+	RUN_ALL(untyped, DT_F32);
+	setenv("DALLE_CUDA_LT", "0", 1);
+	for (enum dtype t = DT_BF16; t <= DT_F16; t++)
+		run(&declined, t);
 	return check_done();
 }

@@ -13,9 +13,16 @@ DALLE_PLUGINS=$BUILD/sanitized LD_PRELOAD=$san ASAN_OPTIONS=detect_leaks=0 UBSAN
 # A missing barrier shows in one order or the other.
 EMU_ORDER=reverse DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-cuda" > reverse.log 2>&1 ||
 	{ bad "threads in reverse"; tail -n 20 reverse.log; }
-# The definitions and finite differences of test-ops and test-attn.
-for t in ops attn; do
+# The definitions and finite differences of the tests of ops.
+for t in ops attn optim; do
 	OPS_DEVICE=cuda DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-$t" > $t.log 2>&1 || { bad "test-$t"; tail -n 20 $t.log; }
+done
+
+# Whole updates and steps of the paper's sizes, without computing: launches that a GPU would refuse.
+for size in "1.2b -b 16" "12b -b 4 --lean"; do
+	# shellcheck disable=SC2086
+	EMU_DRY=1 DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/bench-dalle" -d cuda -p bf16 -x $size -n 1 --most 4 -t 0 > dry.log 2>&1 ||
+		{ bad "launches of $size"; cat dry.log; }
 done
 
 # The tools from pixels to ranked samples.
