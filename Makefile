@@ -1,5 +1,5 @@
 # Makefile - build, test, install.  `make help` lists the targets.
-# Forcing a probe: make ONEDNN=0, make OPENMP=0, make CUDA=0, make MPI=0.  Sanitizers: make asan.
+# Forcing a probe: make ONEDNN=0, make OPENMP=0, make CUDA=0, make MPI=0.  Sanitizers: make asan, make tsan.
 
 VERSION  := $(shell sed -n 's/.*DALLE_VERSION "\(.*\)"/\1/p' libcommon/util.h)
 PREFIX   ?= /usr/local
@@ -157,6 +157,8 @@ bench-cuda: all $(BUILD)/tests/bench-cuda $(BUILD)/tests/bench-dalle ## the same
 	sh tests/bench-cuda.sh
 asan: ## build with address and undefined-behaviour sanitizers into build-asan/
 	$(MAKE) BUILD=build-asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-omit-frame-pointer" tests
+tsan: ## build with the thread sanitizer into build-tsan/; libgomp's own threads are false alarms, run with OMP_NUM_THREADS=1
+	$(MAKE) BUILD=build-tsan OPT=-O1 ONEDNN=0 CUDA=0 SAN="-fsanitize=thread -fno-omit-frame-pointer" tests
 
 # Every target is linked with what they share, tests/fuzz/fuzz*.c.
 FUZZ_CC  ?= clang
@@ -182,10 +184,10 @@ uninstall: ## remove what install put there
 dist: ## pack the tracked files as dalle-tools-VERSION.tar.gz
 	git archive --prefix=dalle-tools-$(VERSION)/ -o dalle-tools-$(VERSION).tar.gz HEAD
 clean: ## remove what was built
-	rm -rf $(BUILD) build-asan build-fuzz
+	rm -rf $(BUILD) build-asan build-tsan build-fuzz
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
 
-.PHONY: all tests check check-cuda bench bench-cuda cuda emulated asan fuzz fuzzers install uninstall dist clean help FORCE
+.PHONY: all tests check check-cuda bench bench-cuda cuda emulated asan tsan fuzz fuzzers install uninstall dist clean help FORCE
 .SECONDARY:
 -include $(LIB_OBJ:.o=.d) $(wildcard $(BUILD)/cuda/*.d $(BUILD)/emulated/*.d $(BUILD)/sanitized/*.d) $(wildcard $(BUILD)/tools/*.d $(BUILD)/examples/*.d $(BUILD)/tests/*.d $(BUILD)/tests/fuzz/*.d)

@@ -117,12 +117,13 @@ static struct dev *plugin_open(int index, enum dtype t, int, char *err, size_t n
 		snprintf(err, n, "out of memory");
 		return NULL;
 	}
-	const char *eager = getenv("DALLE_CUDA_SYNC");
+	const char *eager = getenv("DALLE_CUDA_SYNC"), *lt = getenv("DALLE_CUDA_LT");
 	d->type = t;
 	d->index = index;
 	d->sms = p.multiProcessorCount;
 	d->shared_max = p.sharedMemPerBlockOptin;
 	d->recording = -1;
+	d->without_lt = lt && *lt == '0';
 	d->eager = eager && *eager && *eager != '0';
 	if (start(d, err, n))
 		return d;

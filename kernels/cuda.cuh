@@ -83,6 +83,7 @@ struct dev {
 	} graph[CUDA_GRAPHS];
 	int graphs;
 	int *flag; /* device: set by kernels that meet bad values, read by sync */
+	bool without_lt;    /* DALLE_CUDA_LT=0: cuBLASLt is not wanted */
 	char products[128]; /* who makes the 16-bit products, for describe */
 	cublasLtHandle_t lt; /* NULL: cuBLASLt is not there */
 	void *workspace;

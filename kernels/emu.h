@@ -5,8 +5,8 @@
  * does together, so a kernel that misses a barrier, or reaches one with some threads only, gives wrong
  * results or stops with a message.  Shared memory is filled with a poison before every block.  The order in
  * which threads run can be turned round (EMU_ORDER=reverse), and with it whether asynchronous copies arrive at once or as
- * late as they may: both must give the same.  With
- * EMU_GUARD=1 device memory cannot be touched outside of kernels and copies.
+ * late as they may: both must give the same.  With EMU_GUARD=1 device memory cannot be touched outside of kernels and
+ * copies.
  *
  * Work that is queued runs as late as it may, when the host waits.  A launch that a device would refuse fails as it does
  * there: too many blocks or threads, more shared memory than the kernel has asked for, or than a block can have

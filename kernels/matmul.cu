@@ -72,7 +72,9 @@ static bool lt_load()
 
 void products_open(struct dev *d)
 {
-	if (!lt_load())
+	if (d->without_lt)
+		snprintf(d->products, sizeof d->products, "cuBLASLt is not wanted");
+	else if (!lt_load())
 		snprintf(d->products, sizeof d->products, "no " LIBRARY ": all products by our own kernels, which are slower");
 	else if (cudaMalloc(&d->workspace, CUDA_WORKSPACE) != cudaSuccess || lt.Create(&d->lt) != CUBLAS_STATUS_SUCCESS)
 		snprintf(d->products, sizeof d->products, LIBRARY " does not start: all products by our own kernels");
@@ -111,10 +113,9 @@ struct library_product {
 };
 
 #ifdef CUDA_EMULATED
-static bool library_there(const struct dev *)
+static bool library_there(const struct dev *d)
 {
-	const char *off = getenv("EMU_LT");
-	return !off || *off != '0';
+	return !d->without_lt;
 }
 
 static bool plan_make(struct dev *, struct product_plan *, const struct library_product *)

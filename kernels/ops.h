@@ -1,6 +1,8 @@
 /* ops.h - everything the models may ask of a device: one struct of functions, filled by the
  * CPU (reference loops, then oneDNN overrides) and by the CUDA plugin.  Beside it libcommon sees
- * only the arithmetic of philox.h (random numbers) and convert.h (16-bit floats), and plugin.h.
+ * three small headers: philox.h (random numbers) and convert.h (16-bit floats), arithmetic which
+ * both sides must do to the same bit, so that it is written once, below; and plugin.h, since the
+ * ranks' plugin is found as this one is.
  *
  * Conventions
  *   - Tensors are plain device pointers, dense, row-major; sizes are counts, not bytes.

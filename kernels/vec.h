@@ -1,7 +1,8 @@
 /* vec.h - eight f32 lanes for the row functions of the CPU backend.  GNU vectors, so that sums
  * have one fixed order on every instruction set, whatever the address of the row; CLONES makes
  * a function once per instruction set and picks at load time.  CLONES belongs on inner functions,
- * not on those that hold an `omp parallel`: the outlined region would lose it. */
+ * not on those that hold an `omp parallel`: the outlined region would lose it.  What picks runs before
+ * ThreadSanitizer is up, and would crash there. */
 #ifndef VEC_H
 #define VEC_H
 
@@ -9,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES

@@ -2,7 +2,7 @@
  * (the vectors behind the last ReLU are positive), a handful of codes wins everywhere, and short runs do not recover.
  * Here every residual path starts silent (its last convolution is 0), the codes are the means of clusters (Lloyd's
  * k-means) of the encoder's own vectors, and the decoder's last convolution is the least-squares fit of the pictures
- * from the hard codes.  Where a token is one place from end to end (one group, a first convolution of kernel 1), that
+ * from the hard codes (dvae-start-fit.c).  Where a token is one place from end to end (one group, a first convolution of kernel 1), that
  * convolution starts as the principal directions of the pixel blocks, each with both signs, so that the ReLU before the
  * logits loses nothing: the codes are then clusters of the blocks themselves, and training begins at the quality of
  * vector-quantised blocks and adds what the neighbours know. */
@@ -15,14 +15,15 @@
 
 #include "device.h"
 #include "dvae-net.h"
+#include "dvae-start.h"
 #include "rng.h"
 
 enum { ENTROPY_ROWS = 256, BISECTIONS = 40, LLOYD = 10, SEED_ROWS = 8 /* for each code */, POWER_STEPS = 12, PIECE = 32 };
 
 struct start {
-	struct dvae *d;
-	const uint8_t *rgb; /* (pictures, S, S, 3) */
-	size_t pictures, tokens; /* tokens of a picture */
+	struct start_pictures pictures;
+	struct dvae *d; /* theirs */
+	size_t tokens;  /* of a picture */
 	bool paired;    /* the encoder's vectors are (+p, -p) for each of C projections p, behind a ReLU */
 	size_t rows, F, C, K; /* F: the encoder's vector; C: what is clustered, F or the projections */
 	float *x;       /* (rows, C) the encoder's vectors, centred */
@@ -34,17 +35,13 @@ struct start {
 	double *scores;   /* (ENTROPY_ROWS, K) */
 };
 
-/* Pictures of the batch that starts at `from`. */
-static int batch_at(const struct start *s, size_t from)
+int start_put(const struct start_pictures *p, size_t from)
 {
-	size_t left = s->pictures - from, most = (size_t)s->d->batch;
-	return (int)(left < most ? left : most);
-}
-
-static void put_pictures(const struct start *s, size_t from, int n)
-{
-	size_t bytes = 3 * (size_t)(s->d->config.size * s->d->config.size);
-	s->d->ops->put(s->d->dev, s->d->rgb, s->rgb + from * bytes, bytes * (size_t)n);
+	struct dvae *d = p->d;
+	size_t bytes = 3 * (size_t)(d->config.size * d->config.size), left = p->n - from, most = (size_t)d->batch;
+	size_t n = left < most ? left : most;
+	d->ops->put(d->dev, d->rgb, p->rgb + from * bytes, bytes * n);
+	return (int)n;
 }
 
 /* squared_distance, or less than it but at least `enough`: the first components are the largest where they are principal
@@ -71,10 +68,9 @@ static int read_vectors(struct start *s, struct error *e)
 {
 	float *vector = mem_alloc((size_t)s->d->batch * s->tokens, s->F * sizeof *vector, e);
 	int n;
-	for (size_t from = 0; vector && from < s->pictures; from += (size_t)n) {
-		n = batch_at(s, from);
+	for (size_t from = 0; vector && from < s->pictures.n; from += (size_t)n) {
+		n = start_put(&s->pictures, from);
 		size_t rows = (size_t)n * s->tokens;
-		put_pictures(s, from, n);
 		dvae_forward_vectors(s->d, n);
 		s->d->ops->get(s->d->dev, vector, s->d->enc_last, rows * s->F * sizeof *vector);
 		fold(s, from * s->tokens, vector, rows);
@@ -320,161 +316,6 @@ static int put_decoder(const struct start *s, uint64_t seed, struct error *e)
 	return status;
 }
 
-/* ---- the decoder's end ---- */
-
-/* Sums over all places: features f (C, after the last ReLU), targets t (3ss logits of a block's pixels). */
-struct fit {
-	size_t n, C, T;   /* places; features; 6ss, of which the first half is fitted (mu) and the rest is 0 (ln b) */
-	float *gram;      /* device (C, C) sum f f' */
-	float *cross;     /* device (T, C) sum t f' */
-	float *f_sum, *t_sum; /* device (C), (T) */
-	double *squares;  /* host (T / 2) sum t^2 */
-};
-
-static float logit(float x)
-{
-	return logf(x / (1 - x));
-}
-
-/* Add the places of one batch, decoded from hard codes; host: (rows, T + T / 2). */
-static void fit_add(struct fit *fit, const struct start *s, size_t from, int n, float *host)
-{
-	struct dvae *d = s->d;
-	const struct ops *o = d->ops;
-	size_t rows = (size_t)n * (size_t)(d->side * d->side), half = fit->T / 2;
-	put_pictures(s, from, n);
-	dvae_forward_encoder(d, n);
-	o->argmax(d->dev, d->argmax, d->logits, (size_t)n * s->tokens, (int)s->K);
-	o->onehot(d->dev, d->z, d->argmax, (size_t)n * s->tokens, (int)s->K);
-	dvae_forward_decoder(d, n);
-	float *phi = host + rows * fit->T; /* (rows, T / 2) */
-	o->get(d->dev, phi, d->patches, rows * half * sizeof *phi);
-	for (size_t i = 0; i < rows * fit->T; i++) {
-		size_t t = i % fit->T;
-		host[i] = t < half ? logit(phi[i / fit->T * half + t]) : 0;
-		if (t < half)
-			fit->squares[t] += (double)host[i] * host[i];
-	}
-	o->put(d->dev, d->out_patches, host, rows * fit->T * sizeof *host);
-	o->cast(d->dev, d->dt, d->out_patches, rows * fit->T, 1, 0);
-	o->linear_bwd(d->dev, NULL, fit->cross, fit->t_sum, d->dt, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
-	              (int)fit->T, 0);
-	o->linear_bwd(d->dev, NULL, fit->gram, fit->f_sum, d->dec_last, d->dec_last, d->dec_out.w->t, rows, (int)fit->C,
-	              (int)fit->C, 0);
-	fit->n += rows;
-}
-
-/* In place: the lower triangle of a (n, n) becomes L, a = L L'.  0, or -1 when a is not positive definite. */
-static int cholesky(double *a, size_t n)
-{
-	for (size_t j = 0; j < n; j++) {
-		for (size_t k = 0; k < j; k++)
-			for (size_t i = j; i < n; i++)
-				a[i * n + j] -= a[i * n + k] * a[j * n + k];
-		if (!(a[j * n + j] > 0))
-			return -1;
-		double root = sqrt(a[j * n + j]);
-		for (size_t i = j; i < n; i++)
-			a[i * n + j] /= root;
-	}
-	return 0;
-}
-
-/* x = (L L')^-1 x */
-static void cholesky_solve(const double *l, double *x, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		for (size_t k = 0; k < i; k++)
-			x[i] -= l[i * n + k] * x[k];
-		x[i] /= l[i * n + i];
-	}
-	for (size_t i = n; i-- > 0;) {
-		for (size_t k = i + 1; k < n; k++)
-			x[i] -= l[k * n + i] * x[k];
-		x[i] /= l[i * n + i];
-	}
-}
-
-/* Covariance of the features with a ridge of a thousandth of its mean, factored. */
-static int factor(const struct fit *fit, const float *gram, const float *f_sum, double *a)
-{
-	double trace = 0, n = (double)fit->n;
-	for (size_t i = 0; i < fit->C * fit->C; i++)
-		a[i] = gram[i] - (double)f_sum[i / fit->C] * f_sum[i % fit->C] / n;
-	for (size_t i = 0; i < fit->C; i++)
-		trace += a[i * fit->C + i];
-	for (size_t i = 0; i < fit->C; i++)
-		a[i * fit->C + i] += 1e-3 * trace / (double)fit->C + 1e-12;
-	return cholesky(a, fit->C);
-}
-
-/* Row t of the last convolution: mu = w f + b with least squares; for ln b a constant, the Laplace scale of the rest. */
-static void solve_row(const struct fit *fit, const double *a, size_t t, const float *cross, const float *f_sum,
-                      const float *t_sum, double *x, float *w, float *b)
-{
-	double n = (double)fit->n, rest = fit->squares[t] - (double)t_sum[t] * t_sum[t] / n, mean = t_sum[t] / n;
-	for (size_t c = 0; c < fit->C; c++)
-		x[c] = cross[t * fit->C + c] - (double)t_sum[t] * f_sum[c] / n;
-	cholesky_solve(a, x, fit->C);
-	for (size_t c = 0; c < fit->C; c++) {
-		rest -= x[c] * (cross[t * fit->C + c] - (double)t_sum[t] * f_sum[c] / n);
-		mean -= x[c] * f_sum[c] / n;
-		w[t * fit->C + c] = (float)x[c];
-	}
-	b[t] = (float)mean;
-	b[t + fit->T / 2] = (float)(0.5 * log(fmax(rest / n, 1e-4) / 2));
-}
-
-static int fit_solve(const struct fit *fit, struct dvae *d, struct error *e)
-{
-	size_t C = fit->C, T = fit->T;
-	float *host = mem_alloc(C * C + T * C + C + T, sizeof *host, e), *w = mem_zero(T * C + T, sizeof *w, e);
-	double *a = mem_alloc(C * C + C, sizeof *a, e);
-	int status = host && w && a ? 0 : -1;
-	if (!status) {
-		float *cross = host + C * C, *f_sum = cross + T * C, *t_sum = f_sum + C;
-		d->ops->get(d->dev, host, fit->gram, C * C * sizeof *host);
-		d->ops->get(d->dev, cross, fit->cross, T * C * sizeof *host);
-		d->ops->get(d->dev, f_sum, fit->f_sum, C * sizeof *host);
-		d->ops->get(d->dev, t_sum, fit->t_sum, T * sizeof *host);
-		if (factor(fit, host, f_sum, a) == 0) { /* else the features say nothing: chance stays */
-			for (size_t t = 0; t < T / 2; t++)
-				solve_row(fit, a, t, cross, f_sum, t_sum, a + C * C, w, w + T * C);
-			status = params_put(&d->params, d->dec_out.w, BLOCK_W, w, e) ||
-			         params_put(&d->params, d->dec_out.b, BLOCK_W, w + T * C, e) ? -1 : 0;
-		}
-		status = status || device_check(d->ops, d->dev, e) ? -1 : 0;
-	}
-	free(host);
-	free(w);
-	free(a);
-	return status;
-}
-
-static int fit_decoder(const struct start *s, struct error *e)
-{
-	struct dvae *d = s->d;
-	struct fit f = {.C = (size_t)d->dec_out.in, .T = (size_t)d->dec_out.out};
-	size_t rows = (size_t)d->batch * (size_t)(d->side * d->side);
-	float *host = mem_alloc(rows, (f.T + f.T / 2) * sizeof *host, e);
-	f.squares = mem_zero(f.T / 2, sizeof *f.squares, e);
-	f.gram = device_alloc(d->ops, d->dev, (f.C * f.C + f.T * f.C + f.C + f.T) * sizeof *f.gram, "start of the decoder", e);
-	int n, status = host && f.squares && f.gram ? 0 : -1;
-	if (!status) {
-		f.cross = f.gram + f.C * f.C, f.f_sum = f.cross + f.T * f.C, f.t_sum = f.f_sum + f.C;
-		for (size_t from = 0; from < s->pictures; from += (size_t)n) {
-			n = batch_at(s, from);
-			fit_add(&f, s, from, n, host);
-		}
-		status = fit_solve(&f, d, e);
-	}
-	if (f.gram)
-		d->ops->release(d->dev, f.gram);
-	free(f.squares);
-	free(host);
-	return status;
-}
-
 /* ---- the first convolution, the residual paths ---- */
 
 static void silence(struct dvae_block *blocks, int count, const struct dvae *d)
@@ -560,10 +401,9 @@ static int block_statistics(const struct start *s, size_t n, double *mean, doubl
 	float *host = mem_alloc(n * n + n, sizeof *host, e);
 	double rows = 0;
 	int count, status = gram && host ? 0 : -1;
-	for (size_t from = 0; !status && from < s->pictures; from += (size_t)count) {
-		count = batch_at(s, from);
+	for (size_t from = 0; !status && from < s->pictures.n; from += (size_t)count) {
+		count = start_put(&s->pictures, from);
 		size_t places = (size_t)count * (size_t)(d->side * d->side);
-		put_pictures(s, from, count);
 		dvae_forward_patches(d, count);
 		o->linear_bwd(d->dev, NULL, gram, gram + n * n, d->patches, d->patches, NULL, places, (int)n, (int)n, OP_F32);
 		rows += (double)places;
@@ -654,7 +494,7 @@ static void give_back(struct start *s)
 
 static struct start start_of(struct dvae *d, const uint8_t *rgb, size_t pictures)
 {
-	struct start s = {.d = d, .rgb = rgb, .pictures = pictures, .tokens = (size_t)d->grid * (size_t)d->grid,
+	struct start s = {.pictures = {d, rgb, pictures}, .d = d, .tokens = (size_t)d->grid * (size_t)d->grid,
 	                  .F = (size_t)d->enc_out.in, .K = (size_t)d->config.codes};
 	size_t n = (size_t)d->enc_in.in;
 	s.paired = d->config.groups == 1 && d->enc_in.kernel == 1;
@@ -678,7 +518,7 @@ int dvae_calibrate(struct dvae *d, const uint8_t *rgb, size_t pictures, double e
 	             put_encoder(&s, find_scale(&s, entropy), e) || put_decoder(&s, seed, e);
 	if (!status) {
 		params_refresh(&d->params);
-		status = fit_decoder(&s, e);
+		status = start_decoder_end(&s.pictures, e);
 	}
 	give_back(&s);
 	return status ? -1 : 0;

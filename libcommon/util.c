@@ -533,6 +533,7 @@ static void install(int sig, void (*handler)(int))
 		return; /* nohup and the like stay in force */
 	memset(&sa, 0, sizeof sa);
 	sa.sa_handler = handler;
+	sa.sa_flags = SA_RESTART; /* a line of the log that a slow pipe holds up is not lost to a stop */
 	sigemptyset(&sa.sa_mask);
 	sigaction(sig, &sa, NULL);
 }

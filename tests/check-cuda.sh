@@ -30,15 +30,17 @@ program() {
 	case $line in *' passed, '*) ;; *) p=0 f=1 ;; esac
 	[ $status -eq 0 ] || [ "$f" -gt 0 ] || f=1
 	passed=$((passed + p)) failed=$((failed + f))
-	printf '%-12s %s\n' "$name" "$line"
+	printf '%-12s %s\n' "$name" "${line:-no result, status $status}"
 	[ "$f" -eq 0 ] || grep -v '^[0-9]* passed' "$work/$name.log" | head -n 40
+	[ "$f" -eq 0 ]
 }
 
-# sanitizer NAME COMMAND...: a check that the sanitizer cannot make here, or not in time, is left out
+# sanitizer NAME OPTIONS COMMAND...: a check that the sanitizer cannot make here, or not in time, is left out
 sanitizer() {
-	check=$1
-	shift
-	timeout -k 5 "$LIMIT" compute-sanitizer --tool "$check" --error-exitcode 9 "$@" > "$check.log" 2>&1
+	check=$1 options=$2
+	shift 2
+	# shellcheck disable=SC2086
+	timeout -k 5 "$LIMIT" compute-sanitizer --tool "$check" $options --error-exitcode 9 "$@" > "$check.log" 2>&1
 	status=$?
 	if [ $status -eq 0 ]; then
 		passed=$((passed + 1)) && echo "$check     passed"
@@ -52,7 +54,10 @@ sanitizer() {
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-program test-cuda
+program test-cuda CUDA_LARGE=1 || {
+	echo "with DALLE_CUDA_SYNC, which tells the op of a failure:"
+	DALLE_CUDA_SYNC=1 timeout -k 5 "$LIMIT" "$BUILD/tests/test-cuda" 2>&1 | tail -n 40
+}
 for t in ops attn latent optim; do
 	program "test-$t" OPS_DEVICE=cuda
 done
@@ -62,8 +67,9 @@ before=$failed
 [ $failed -eq $before ] && passed=$((passed + 1)) && echo "pipeline     passed"
 
 if command -v compute-sanitizer > /dev/null; then
-	sanitizer memcheck "$BUILD/tests/test-cuda"
-	sanitizer racecheck dalle-train -q -x tiny -p bf16 -d cuda -n 2 -o sanitized.st train.tok
+	# Allocations that must fail are no errors; every group of checks is a process.
+	sanitizer memcheck '--target-processes all --report-api-errors no' "$BUILD/tests/test-cuda"
+	sanitizer racecheck '' dalle-train -q -x tiny -p bf16 -d cuda -n 2 -o sanitized.st train.tok
 else
 	echo "compute-sanitizer is not installed: left out"
 fi

@@ -14,8 +14,8 @@ BUILD=${BUILD:-build}
 case $BUILD in /*) ;; *) BUILD=$SRC/$BUILD ;; esac
 JOBS=${JOBS:-2}
 ONLY=${ONLY:-*}
-C_TIMEOUT=${C_TIMEOUT:-300}
-SH_TIMEOUT=${SH_TIMEOUT:-300}
+C_TIMEOUT=${C_TIMEOUT:-1200}
+SH_TIMEOUT=${SH_TIMEOUT:-1200}
 # Threads that wait sleep: spinning ones would take the cores from each other where tests share them with other work.
 export OMP_WAIT_POLICY=passive
 passed=0 failed=0

@@ -167,7 +167,7 @@ int main(int argc, char **argv)
 		setenv("EMU_SHARED", shared[i], 1);
 		check_all(DT_F32), check_all(DT_BF16);
 	}
-	setenv("EMU_LT", "0", 1); /* products that cuBLASLt declines */
+	setenv("DALLE_CUDA_LT", "0", 1); /* products that cuBLASLt declines */
 	check_all(DT_F16);
 	return check_done();
 }

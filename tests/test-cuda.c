@@ -4,6 +4,8 @@
 #include "pairs.h"
 
 #include <limits.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- elementwise ---- */
@@ -307,8 +309,9 @@ static void check_draw(int V, float temperature, int top_k, float top_p)
 	int differ = 0;
 	for (int r = 0; r < ROWS; r++)
 		differ += got[0][r] != got[1][r];
-	/* The weights differ in their last bits: a draw may fall between two of them once in 10^5. */
-	CHECK(differ == 0, "draw V %d t %g k %d p %g: %d of %d differ", V, temperature, top_k, top_p, differ, ROWS);
+	/* The weights differ in their last bits: of 300 weights a draw may fall between two once in 10^5, of more so much
+	 * more often. */
+	CHECK(differ <= (V > 1000 ? 1 + V / 50000 : 0), "draw V %d t %g k %d p %g: %d of %d differ", V, temperature, top_k, top_p, differ, ROWS);
 	FREE(&x, &k, &p, &token);
 }
 
@@ -462,60 +465,157 @@ static void check_replay(void)
 	o->release(d, a), o->release(d, b);
 }
 
-static void check_type(enum dtype t)
+/* ---- addresses that are multiples of an element only ---- */
+
+static void *second(const struct pair *x, int s)
+{
+	return (char *)x->p[s] + dtype_bytes(x->t);
+}
+
+static void check_shifted(void)
+{
+	enum { ROWS = 9, C = 64, N = ROWS * C, OUT = 24 };
+	struct attn_mask m = {ATTN_CAUSAL, 3, 0, 0, 0, 0};
+	struct pair x = pair_of(DT_F32, N + 1, -1, 1), u = pair_of(T, N + 1, -1, 1), y = pair_output(T, N + 1), f = pair_output(DT_F32, N + 1);
+	struct pair w = pair_of(T, C * OUT + 1, -1, 1), z = pair_output(T, ROWS * OUT + 1), dw = pair_of(DT_F32, C * OUT + 1, -1, 1);
+	struct pair a = pair_output(T, N / 3 + 1), lse = pair_output(DT_F32, ROWS / 3 + 1), moment = pair_of(DT_F32, N + 1, 0, 0.1);
+	EACH_SIDE(o->cast(d, second(&y, s), second(&x, s), N, 0.5f, 0); o->gelu_fwd(d, second(&y, s), second(&u, s), N, 0);
+	          o->add(d, second(&f, s), second(&x, s), second(&u, s), 0.5f, N));
+	same(&y, 1, "gelu_fwd, shifted"), same(&f, 1, "add, shifted");
+	EACH_SIDE(o->norm_fwd(d, second(&y, s), f.p[s], second(&lse, s), second(&x, s), x.p[s], x.p[s], 1, C, 0));
+	same(&y, T == DT_F32 ? 10 : 1, "norm_fwd, shifted");
+	EACH_SIDE(o->linear_fwd(d, second(&z, s), second(&u, s), second(&w, s), NULL, ROWS, C, OUT, 0);
+	          o->linear_bwd(d, second(&y, s), second(&dw, s), NULL, second(&z, s), second(&u, s), second(&w, s), ROWS, C, OUT, 0));
+	same(&z, 2, "linear, shifted"), same(&y, 3, "linear dx, shifted"), same(&dw, 3, "linear dw, shifted");
+	EACH_SIDE(o->attn_fwd(d, second(&a, s), second(&lse, s), second(&u, s), 1, 1, C, &m));
+	same(&a, 2, "attention, shifted");
+	EACH_SIDE(struct adamw k = {.lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.96f, .eps = 1e-6f, .g_scale = 1, .step = 3};
+	          struct adamw_tensor t = {second(&x, s), second(&y, s), second(&f, s), second(&moment, s), second(&u, s), DT_F32, DT_F32, DT_F32, T};
+	          o->adamw(d, &t, N, &k));
+	same(&x, 3, "adamw, shifted");
+	FREE(&x, &u, &y, &f, &w, &z, &dw, &a, &lse, &moment);
+}
+
+/* ---- groups of checks, each a process of its own: one that the device does not recover from ends alone ---- */
+
+static void elementwise(void)
 {
 	static const size_t lengths[] = {17, 255, 5001};
-	open_both(t);
 	for (int i = 0; i < 3; i++)
 		check_elementwise(lengths[i]);
 	check_filter();
 	check_pixels(1), check_pixels(85);
 	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
+}
+
+static void norms(void)
+{
 	check_norm(1, 5, 0, 1), check_norm(37, 65, OP_ADD, 0.5f), check_norm(67, 64, OP_ADD | OP_FILTER, 2), check_norm(3, 260, OP_F32, 1);
 	check_l2(5, 3), check_l2(7, 65);
+}
+
+static void products(void)
+{
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
 	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
+}
+
+static void pictures(void)
+{
 	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
 	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
 	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
-	check_all_attention();
+}
+
+static void losses(void)
+{
 	check_xent(3, 1, 0), check_xent(20, 300, 0), check_xent(9, 257, OP_F32);
 	check_target();
 	check_contrast(1, false), check_contrast(33, true), check_contrast(20, false);
 	check_argmax(5, 17), check_argmax(2, 600);
-	check_optimizer();
+}
+
+static void memory(void)
+{
 	check_memory();
 	check_replay();
-	close_both();
 }
 
-/* Products that cuBLASLt declines are ours. */
-static void check_declined(void)
+static void draws(void)
 {
-	setenv("EMU_LT", "0", 1);
-	for (enum dtype t = DT_BF16; t <= DT_F16; t++) {
-		open_both(t);
-		check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false), check_linear(64, 40, 24, OP_ADD, true);
-		check_linear(33, 16, 8, OP_DW_T, false);
-		close_both();
-	}
-	unsetenv("EMU_LT");
-}
-
-/* Entries without T. */
-static void check_untyped(void)
-{
-	open_both(DT_F32);
-	check_alone();
 	check_draw(1, 1, 0, 1), check_draw(300, 0, 0, 1), check_draw(300, 0.7f, 0, 1), check_draw(300, 1, 40, 1);
 	check_draw(300, 1.3f, 0, 0.8f), check_draw(257, 1, 100, 0.9f);
 	check_draw_ends();
+}
+
+static void latents(void)
+{
 	check_gumbel(3, 17, 1), check_gumbel(2, 300, 0.1f), check_gumbel(2, 33, 0);
 	check_usage(1, 17), check_usage(300, 65), check_usage(3, 300);
 	check_laplace(1), check_laplace(85);
-	close_both();
 }
+
+/* Nearer to the paper's sizes, for a real device: minutes on the emulated one. */
+static void large(void)
+{
+	many = true;
+	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++) {
+		struct attn_mask m = {k, 256, 32, 32, 11, 0};
+		check_attention(1, 2, 64, &m);
+		check_step(2, 64, &m);
+	}
+	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
+	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
+	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
+	check_norm(2561, 2048, OP_ADD, 0.5f), check_embed(2560, 1024, 8192), check_xent(300, 16384, 0), check_argmax(64, 8192);
+	check_elementwise(3000001);
+	check_adamw(3000001, DT_F32, DT_1_6_9, DT_0_6_10, T), check_sums(3000001, T);
+	check_draw(8192, 1, 100, 0.9f), check_draw(70000, 1, 0, 0.9f);
+	check_gumbel(64, 8192, 1), check_usage(300, 8192);
+}
+
+struct group {
+	const char *name;
+	void (*checks)(void);
+};
+static const struct group typed[] = {
+	{"elementwise", elementwise}, {"shifted", check_shifted}, {"norms", norms}, {"products", products}, {"pictures", pictures},
+	{"attention", check_all_attention}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
+};
+static const struct group larger = {"large sizes", large};
+static const struct group declined = {"products without cuBLASLt", products};
+/* Entries without T. */
+static const struct group untyped[] = {{"one row", check_alone}, {"draws", draws}, {"latents", latents}};
+
+static void run(const struct group *g, enum dtype t)
+{
+	static struct counts {
+		int passed, failed;
+	} *counts;
+	if (!counts && (counts = mmap(NULL, sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) == MAP_FAILED)
+		exit(1);
+	int status = 0;
+	*counts = (struct counts){0, 0};
+	fflush(stdout);
+	pid_t child = fork();
+	if (child == 0) {
+		check_passed = check_failed = 0;
+		open_both(t);
+		g->checks();
+		close_both();
+		*counts = (struct counts){check_passed, check_failed};
+		fflush(stdout);
+		_exit(0);
+	}
+	bool ended = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+	check_passed += counts->passed, check_failed += counts->failed;
+	CHECK(ended, "%s (%s device): ended with status %#x", g->name, type_names[t], (unsigned)status);
+}
+
+#define RUN_ALL(groups, t)                                                                         \
+	for (size_t i_ = 0; i_ < sizeof(groups) / sizeof *(groups); i_++)                          \
+		run(&(groups)[i_], t)
 
 int main(int argc, char **argv)
 {
@@ -524,8 +624,12 @@ int main(int argc, char **argv)
 	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
 	setenv("DALLE_PLUGINS", folder, 0);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)
-		check_type(t);
-	check_declined();
-	check_untyped();
+		RUN_ALL(typed, t);
+	for (enum dtype t = DT_F32; t <= DT_F16 && getenv("CUDA_LARGE"); t++)
+		run(&larger, t);
+	RUN_ALL(untyped, DT_F32);
+	setenv("DALLE_CUDA_LT", "0", 1);
+	for (enum dtype t = DT_BF16; t <= DT_F16; t++)
+		run(&declined, t);
 	return check_done();
 }

@@ -270,7 +270,7 @@ static void check_messages(void)
 	o.eval_every = 20;
 	said(toy_new(), &o, &b);
 	CHECK(count(&b, " parameters, 100 records, 40 updates of 8") == 1 && count(&b, "step 20: held-out loss") == 1 &&
-	      count(&b, "step 40: held-out loss") == 1 && count(&b, "complete at step 40") == 1 && count(&b, "\n") == 4,
+	      count(&b, "step 40: held-out loss") == 1 && count(&b, "complete at step 40") == 1 && count(&b, "\n") == 4 + count(&b, " left\n"),
 	      "start, evaluations and end without a terminal: %s", b.p ? (char *)b.p : "");
 	o.eval = NULL;
 	o.steps = 600;

@@ -19,7 +19,7 @@ need() { # set up or give up
 run() {
 	want=$1
 	shift
-	timeout 60 "$@" >out 2>err </dev/null
+	timeout 300 "$@" >out 2>err </dev/null
 	status=$?
 	case " $want " in
 	*" $status "*) return 0 ;;
@@ -92,7 +92,7 @@ check_generic() {
 	while read -r name; do
 		run 2 "$t" "--$name" && one_line "$t --$name without its value"
 	done <valued
-	timeout 60 "$t" --help >/dev/full 2>err && no "$t --help to a full device: status 0"
+	timeout 300 "$t" --help >/dev/full 2>err && no "$t --help to a full device: status 0"
 	check_manual "$t"
 	check_numbers "$t"
 }
@@ -113,11 +113,11 @@ check_row() {
 	if [ "$output" = stdout ]; then
 		run 0 "$t" $(with "$good") || return
 		[ -s out ] || no "$t: wrote nothing"
-		timeout 60 "$t" $(with "$good") >/dev/full 2>err </dev/null
+		timeout 300 "$t" $(with "$good") >/dev/full 2>err </dev/null
 		status=$?
 		[ $status = 4 ] || [ $status = 1 ] || no "$t on a full device: status $status"
 		grep -q 'No space' err || no "$t on a full device: says '$(head -1 err)'"
-		timeout 60 "$t" $(with "$good") >&- 2>err </dev/null && no "$t with closed stdout: status 0"
+		timeout 300 "$t" $(with "$good") >&- 2>err </dev/null && no "$t with closed stdout: status 0"
 		grep -q "^$t: " err || no "$t with closed stdout: says nothing"
 	fi
 	for bad in "$work/missing" "$work" /proc/self/mem; do

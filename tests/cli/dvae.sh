@@ -44,15 +44,12 @@ grep -q ' 115 MiB' plan || bad "memory of the start: $(cat plan)"
 $train --dry-run --calibrate 0 all.pix | grep 'start on host' && bad "memory of a start that is not from data"
 
 # Stopped and continued = uninterrupted, in every byte of tokens and pictures and in the model's identity.
-$train -n 120 --save-every 20 -o cut.st all.pix &
-pid=$!
-sleep 0.3
-kill -USR1 $pid 2>/dev/null
-wait $pid
-status=$?
-[ $status = 75 ] || [ $status = 0 ] || bad "stopped: expected status 75, got $status"
-$train -n 120 --save-every 20 -o cut.st all.pix || bad "continuing"
-$train -n 120 --save-every 20 -o whole.st --preview trained.png all.pix || bad "the uninterrupted run"
+held cut.st $train -n 120 --save-every 10 -o cut.st all.pix
+kill -USR1 $pid
+released
+[ $status = 75 ] || bad "stopped: expected status 75, got $status: $(cat err)"
+$train -n 120 --save-every 10 -o cut.st all.pix || bad "continuing"
+$train -n 120 --save-every 10 -o whole.st --preview trained.png all.pix || bad "the uninterrupted run"
 for m in cut whole; do dvae-encode -m $m.st -d cpu -p f32 all.pix | dvae-decode -m $m.st -p f32 | img-unpack --ppm >$m.ppm; done
 cmp -s cut.ppm whole.ppm || bad "a continued run differs from an uninterrupted one"
 

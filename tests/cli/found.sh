@@ -35,6 +35,6 @@ printf '{"step":1,"loss":-1e30}\n{"step":2,"loss":1}\n' >far.log
 plot-log --y-min=0 -o far.png far.log || bad "a point far below --y-min"
 printf '{"step":1,"loss":1}\n{"step":1.0000000000000002,"loss":1.0000000000000002}\n' >near.log
 for scale in --quiet --log-x --log-y; do
-	timeout 20 plot-log $scale -o near.png near.log || bad "values of nearly no difference, $scale: status $?"
+	timeout 120 plot-log $scale -o near.png near.log || bad "values of nearly no difference, $scale: status $?"
 done
 exit $failed
