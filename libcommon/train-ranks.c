@@ -172,44 +172,12 @@ size_t ranks_message(const struct params *p)
 	return most;
 }
 
-/* How many ranks say yes; -1. */
-static int count_ranks(struct ranks *k, bool yes, int *count, struct error *e)
-{
-	double n = yes;
-	int result = comm_sum(&k->c, &n, 1, COMM_F64, e);
-	*count = (int)n;
-	return result;
-}
-
-/* The devices' own way to each other, where all ranks have one and a device to themselves: *joined.  Without it sums go
- * through the hosts. */
-static int join_devices(struct train_run *r, bool *joined, struct error *e)
-{
-	struct comm *c = &r->ranks->c;
-	const struct ops *ops = r->p->ops;
-	char id[RANKS_ID], why[300] = "ranks share a GPU";
-	int able, have;
-	*joined = false;
-	bool own = c->local_size <= ops->count() && ops->ranks_id(id, why, sizeof why) == 0;
-	if (count_ranks(r->ranks, own, &able, e) || comm_broadcast(c, id, sizeof id, e))
-		return -1;
-	bool in = able == c->size && ops->ranks_join(r->p->dev, id, c->rank, c->size, why, sizeof why) == 0;
-	if (count_ranks(r->ranks, in, &have, e))
-		return -1;
-	*joined = have == c->size;
-	if (*joined)
-		note(1, "gradients are summed from GPU to GPU");
-	else if (ops != cpu_ops())
-		note(0, "gradients are summed through the hosts' memory: %s", own && in ? "another rank cannot join" : why);
-	return 0;
-}
-
 int ranks_prepare(struct train_run *r, struct error *e)
 {
 	if (r->ranks->c.size <= 1)
 		return 0;
 	r->host = mem_alloc(ranks_message(r->p), sizeof *r->host, e);
-	return r->host ? join_devices(r, &r->joined, e) : -1;
+	return r->host ? 0 : -1;
 }
 
 /* The gradients of rows [first, last), one after the other, between the device and r->host; *n: elements. */
@@ -390,6 +358,41 @@ int ranks_same(struct train_run *r, struct error *e)
 	return ranks_agree(r->ranks, result, NULL, e);
 }
 
+/* ---- the devices' own sums ---- */
+
+/* How many ranks say yes; -1. */
+static int count_ranks(struct ranks *k, bool yes, int *count, struct error *e)
+{
+	double n = yes;
+	int result = comm_sum(&k->c, &n, 1, COMM_F64, e);
+	*count = (int)n;
+	return result;
+}
+
+/* The devices' own way to each other, where all ranks have one and a device to themselves: *joined.  Without it sums go
+ * through the hosts. */
+static int join_devices(struct train_run *r, bool *joined, struct error *e)
+{
+	struct comm *c = &r->ranks->c;
+	const struct ops *ops = r->p->ops;
+	char id[RANKS_ID], why[300] = "ranks share a GPU";
+	int able, have;
+	*joined = false;
+	bool own = c->local_size <= ops->count() && ops->ranks_id(id, why, sizeof why) == 0;
+	if (count_ranks(r->ranks, own, &able, e) || comm_broadcast(c, id, sizeof id, e))
+		return -1;
+	bool in = able == c->size && ops->ranks_join(r->p->dev, id, c->rank, c->size, why, sizeof why) == 0;
+	if (count_ranks(r->ranks, in, &have, e))
+		return -1;
+	*joined = have == c->size;
+	bool others = own && (in || able < c->size); /* whose reason they know */
+	if (*joined)
+		note(1, "gradients are summed from GPU to GPU");
+	else if (ops != cpu_ops())
+		note(0, "gradients are summed through the hosts' memory: %s", others ? "another rank cannot join" : why);
+	return 0;
+}
+
 int ranks_begin(struct train_run *r, int found, struct error *e)
 {
 	int of_0 = found;
@@ -400,7 +403,7 @@ int ranks_begin(struct train_run *r, int found, struct error *e)
 		return -1;
 	int result = of_0 == found ? 0 : fail(e, STATUS_FAIL, "%s: is not the file that rank 0 finds there, expected a shared one",
 	                                      r->o->output);
-	if (ranks_agree(r->ranks, result, NULL, e) || (found == 0 && broadcast_weights(r, e)))
+	if (ranks_agree(r->ranks, result, NULL, e) || join_devices(r, &r->joined, e) || (found == 0 && broadcast_weights(r, e)))
 		return -1;
 	result = found == 2 ? 0 : compare_state(r, e);
 	if (result == 1)

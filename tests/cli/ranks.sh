@@ -96,6 +96,22 @@ for kind in dvae clip; do
 	done
 done
 
+# GPUs, played by the host, that sum by themselves (NCCL); where they cannot the hosts do, and say why
+run="dalle-train -v -x tiny -s 3 -b 4 -p f32 -d cuda -n 4 --accumulate 3 --restart"
+for way in '2 .--accumulate 4:from GPU to GPU' '1 .:through the hosts. memory: ranks share a GPU' \
+	'2 .-d cuda#0:through the hosts. memory: NCCL: .*invalid usage'; do
+	option=${way%%:*} said=${way#*:}
+	gpus="env EMU_DEVICES=${option%% *} DALLE_PLUGINS=$BUILD/emulated:$BUILD/lib/dalle-tools"
+	option=$(echo "${option#* .}" | tr '#' ':')
+	# shellcheck disable=SC2086
+	$gpus $run $option -o one.st --log one.jsonl train.tok 2> err && ranks 2 $gpus $run $option -o two.st --log two.jsonl train.tok ||
+		bad "GPUs, $way: $(cat err)"
+	grep -q "gradients are summed $said" err || bad "GPUs, $way: $(cat err)"
+	near "GPUs, $way: loss" 1e-5 "$(last one.jsonl loss)" "$(last two.jsonl loss)"
+	near "GPUs, $way: grad_norm" 1e-5 "$(last one.jsonl grad_norm)" "$(last two.jsonl grad_norm)"
+	rm one.jsonl two.jsonl
+done
+
 # refuses STATUS TEXT COMMAND...: of all ranks one line
 refuses() {
 	want=$1 text=$2
