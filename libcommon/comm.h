@@ -2,9 +2,9 @@
  * an update's batches; sums over all ranks make their gradients one.
  *
  * Every rank makes the same calls in the same order with the same sizes; a call waits for the others.  Results have the
- * same bits on all ranks, so that ranks that begin with the same weights keep the same weights.  Pointers are host memory; GPUs that
- * can sum by themselves do (ranks_sum of kernels/ops.h).
- * A rank that fails alone would leave the others waiting: it ends them all with comm_abort.
+ * same bits on all ranks, so that ranks that begin with the same weights keep the same weights.  Pointers are host memory;
+ * devices that can sum by themselves do (ranks_sum of kernels/ops.h).  A rank that fails alone would leave the others
+ * waiting: it ends them all with comm_abort.
  *
  * The backend is a plugin (kernels/plugin.h), dalle-mpi.so, that exports `const struct comm_plugin *dalle_mpi_comm(void)`:
  * no program links to MPI. */
