@@ -9,7 +9,6 @@
 #include "../kernels/convert.h"
 #include "../libcommon/dalle.h"
 #include "../libcommon/device.h"
-#include "../libcommon/orthonormal.h"
 #include "../libcommon/plan.h"
 #include "../libcommon/powersgd.h"
 #include "../libcommon/rng.h"
@@ -297,36 +296,7 @@ static void check_messages(void)
 	}
 }
 
-/* ---- orthonormal vectors ---- */
-
-/* r vectors of n: random, but every third 0 and, after the first ten, every fifth the sum of two others. */
-static void check_orthonormal(size_t r, size_t n, float magnitude)
-{
-	char text[200];
-	struct dev *dev = cpu_ops()->open(0, DT_F32, 2, text, sizeof text);
-	float *x = calloc(r * n, sizeof *x), *before = calloc(r * n, sizeof *x);
-	float *scratch = calloc(orthonormal_scratch(r, n), sizeof *scratch);
-	double off = 0, outside = 0, all = 0;
-	rng_normal(x, r * n, magnitude, 3, RNG_INIT, (uint32_t)(r + n));
-	for (size_t k = 0; k < r; k++)
-		for (size_t i = 0; i < n; i++)
-			x[k * n + i] = k % 3 == 2 ? 0 : k > 10 && k % 5 == 0 ? x[i] + x[n + i] : x[k * n + i];
-	memcpy(before, x, r * n * sizeof *x);
-	orthonormal_rows(cpu_ops(), dev, x, r, n, scratch);
-	for (size_t a = 0; a < r; a++)
-		for (size_t b = 0; b < r; b++) {
-			double dot = 0, part = 0;
-			for (size_t i = 0; i < n; i++)
-				dot += (double)x[a * n + i] * x[b * n + i], part += (double)before[a * n + i] * x[b * n + i];
-			off = fmax(off, fabs(dot - (a == b)));
-			outside += b > a ? part * part : 0; /* vector a lies in the span of the first a */
-			all += part * part;
-		}
-	CHECK(off < 2e-6, "%zu vectors of %zu: off by %.3g", r, n, off);
-	CHECK(sqrt(outside) <= 2e-6 * sqrt(all), "%zu vectors of %zu: %.3g of them outside", r, n, sqrt(outside / (all + 1e-300)));
-	free(x), free(before), free(scratch);
-	device_close(cpu_ops(), dev);
-}
+/* ---- gradients of low rank ---- */
 
 /* All gradients 0, or of rank 1 and the same on every rank. */
 static void check_deficient(void)
@@ -726,11 +696,6 @@ int main(void)
 			check_sums(counts[i], tried[k], DT_F32);
 			check_sums(counts[i], tried[k], DT_1_6_9);
 		}
-	static const size_t sides[][2] = {{1, 1}, {1, 50}, {2, 2}, {31, 33}, {32, 32}, {33, 200}, {64, 64}, {100, 101}, {130, 257}};
-	for (size_t i = 0; i < ARRAY_LEN(sides); i++) {
-		check_orthonormal(sides[i][0], sides[i][1], 1);
-		check_orthonormal(sides[i][0], sides[i][1], 1e-12f);
-	}
 	check_messages();
 	check_deficient();
 	for (int keep = 0; keep < 2; keep++) {
