@@ -6,13 +6,13 @@
 #	sh examples/curves.sh
 #
 # OUT=DIR   where quickstart.sh left its results (out); these land in DIR/curves
-# STEPS=N   updates of each training (400)
-# EVERY=N   updates between evaluations (25)
+# STEPS=N   updates of each training (800)
+# EVERY=N   updates between evaluations (50)
 # RUNS=N    trainings at a time, each on one thread (2)
 set -eu
 cd "$(dirname "$0")/.."
 . examples/common.sh
-STEPS=${STEPS:-400} EVERY=${EVERY:-25} RUNS=${RUNS:-2}
+STEPS=${STEPS:-800} EVERY=${EVERY:-50} RUNS=${RUNS:-2}
 build
 after_quickstart curves words.bpe train.tok combo.tok
 

@@ -53,24 +53,41 @@ static struct meeting *open_meeting(const char *name)
 	return p == MAP_FAILED ? NULL : (struct meeting *)p;
 }
 
+ncclResult_t ncclCommAbort(ncclComm_t c)
+{
+	munmap(c->m, sizeof *c->m);
+	delete c;
+	return ncclSuccess;
+}
+
+static bool share_device(const struct ncclComm *c)
+{
+	for (int i = 0; i < c->size; i++)
+		for (int k = 0; k < i; k++)
+			if (c->m->device[i] == c->m->device[k])
+				return true;
+	return false;
+}
+
 ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank)
 {
 	uint64_t number;
 	char name[40];
 	memcpy(&number, id.internal, sizeof number);
 	snprintf(name, sizeof name, "/dalle-emu-%016llx", (unsigned long long)number);
-	struct ncclComm *c = new ncclComm{open_meeting(name), rank, size};
+	struct meeting *m = size <= MOST_RANKS ? open_meeting(name) : NULL;
 	*out = NULL;
-	if (!c->m || size > MOST_RANKS)
+	if (!m)
 		return ncclSystemError;
-	c->m->device[rank] = emu_device();
+	struct ncclComm *c = new ncclComm{m, rank, size};
+	m->device[rank] = emu_device();
 	meet(c);
 	if (rank == 0)
 		shm_unlink(name);
-	for (int i = 0; i < size; i++)
-		for (int k = 0; k < i; k++)
-			if (c->m->device[i] == c->m->device[k])
-				return ncclInvalidUsage;
+	if (share_device(c)) {
+		ncclCommAbort(c);
+		return ncclInvalidUsage;
+	}
 	*out = c;
 	return ncclSuccess;
 }
@@ -92,13 +109,6 @@ ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t,
 			meet(c);
 		}
 	});
-	return ncclSuccess;
-}
-
-ncclResult_t ncclCommDestroy(ncclComm_t c)
-{
-	munmap(c->m, sizeof *c->m);
-	delete c;
 	return ncclSuccess;
 }
 

@@ -1,5 +1,5 @@
 /* emu.h - a CUDA device played by the host, for tests on machines without a GPU: the .cu files compiled as
- * C++ with -DCUDA_EMULATED link to emu.cc instead of the CUDA runtime.
+ * C++ with -DCUDA_EMULATED link to emu*.cc instead of the CUDA runtime and NCCL.
  *
  * Blocks run one after the other; the threads of a block are fibres that switch at barriers and at what a warp
  * does together, so a kernel that misses a barrier, or reaches one with some threads only, gives wrong
@@ -171,7 +171,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);
 cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value);
 cudaError_t cudaGetLastError();
-/* Host code that reads and writes device memory in the order of the stream: the library products. */
+/* Host code that reads and writes device memory in the order of the stream: library products, sums over ranks. */
 void emu_host(const std::function<void()> &f);
 const char *cudaGetErrorString(cudaError_t e);
 
@@ -195,7 +195,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
 ncclResult_t ncclCommInitRank(ncclComm_t *c, int size, ncclUniqueId id, int rank);
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t type, ncclRedOp_t op, ncclComm_t c,
                            cudaStream_t s);
-ncclResult_t ncclCommDestroy(ncclComm_t c);
+ncclResult_t ncclCommAbort(ncclComm_t c);
 const char *ncclGetErrorString(ncclResult_t r);
 
 typedef void *cublasLtHandle_t; /* products are loops here: see matmul.cu */

@@ -296,10 +296,10 @@ struct ops {
 
 	/* ---- ranks: devices of several processes that train one model (libcommon/comm.h) ---- */
 
-	/* What all ranks join by, RANKS_ID bytes: made by one, told to the others.  0, or -1 with err: the device has no way of
-	 * its own to the others. */
+	/* What all ranks join by, RANKS_ID bytes: made by one, told to the others; with NULL only whether that could be.  0, or
+	 * -1 with err: the device has no way of its own to the others. */
 	int (*ranks_id)(void *id, char *err, size_t n);
-	/* By every rank at once, each with a device to itself: waits for the others.  0, or -1 with err. */
+	/* By every rank at once: waits for the others.  0, or -1 with err, as when two have one device. */
 	int (*ranks_join)(struct dev *d, const void *id, int rank, int size, char *err, size_t n);
 	/* x[n] = its sum over the ranks, which have joined and make the same calls; the same bits on all. */
 	void (*ranks_sum)(struct dev *d, float *x, size_t n);

@@ -14,7 +14,7 @@
 
 #ifdef HAVE_NCCL
 #define LIBRARY "libnccl.so.2"
-#define NCCL_CALLS(X) X(GetUniqueId) X(CommInitRank) X(AllReduce) X(CommDestroy) X(GetErrorString)
+#define NCCL_CALLS(X) X(GetUniqueId) X(CommInitRank) X(AllReduce) X(CommAbort) X(GetErrorString)
 #define DECLARE_CALL(name) decltype(&nccl##name) name;
 static struct {
 	NCCL_CALLS(DECLARE_CALL)
@@ -47,14 +47,14 @@ static bool well(ncclResult_t r, const char *what, char *err, size_t n)
 
 int plugin_ranks_id(void *id, char *err, size_t n)
 {
-	return load(err, n) && well(nccl.GetUniqueId((ncclUniqueId *)id), "no id", err, n) ? 0 : -1;
+	return load(err, n) && (!id || well(nccl.GetUniqueId((ncclUniqueId *)id), "no id", err, n)) ? 0 : -1;
 }
 
 int plugin_ranks_join(struct dev *d, const void *id, int rank, int size, char *err, size_t n)
 {
 	ncclUniqueId of_all;
 	memcpy(&of_all, id, sizeof of_all);
-	return load(err, n) && well(nccl.CommInitRank(&d->ranks, size, of_all, rank), "the ranks' GPUs do not join", err, n) ? 0 : -1;
+	return load(err, n) && well(nccl.CommInitRank(&d->ranks, size, of_all, rank), "the ranks do not join (two on one GPU?)", err, n) ? 0 : -1;
 }
 
 void plugin_ranks_sum(struct dev *d, float *x, size_t n)
@@ -65,10 +65,11 @@ void plugin_ranks_sum(struct dev *d, float *x, size_t n)
 		cuda_fail(d, "%s", why);
 }
 
+/* Not CommDestroy, which may wait for the other ranks: this one may be the only one to end. */
 void ranks_close(struct dev *d)
 {
 	if (d->ranks)
-		nccl.CommDestroy(d->ranks);
+		nccl.CommAbort(d->ranks);
 }
 #else
 int plugin_ranks_id(void *, char *err, size_t n)

@@ -207,7 +207,7 @@ int lines_caption(const struct lines *l, bool tab, const uint8_t *p, size_t n, s
 {
 	bool has_tab = list_split(out, p, n);
 	bool first = lines_number(l) == 1;
-	if (tab && first && !has_tab && !list_names_picture(p, n))
+	if (tab && first && n && !has_tab && !list_names_picture(p, n))
 		return fail(e, STATUS_BAD, "%s: is no list of captions: line 1 has no tab and names no picture, expected NAME<TAB>CAPTION",
 		            lines_name(l));
 	if (!tab && first && has_tab)

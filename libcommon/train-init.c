@@ -130,7 +130,8 @@ int train_init_sizes(const struct tool *tool, int argc, char **argv, const char 
 	struct stat st;
 	const char *path = opt_early(tool, argc, argv, "init", NULL);
 	*w = NULL;
-	if (!path || opt_early(tool, argc, argv, "preset", NULL) || (stat(path, &st) == 0 && !S_ISREG(st.st_mode)))
+	if (!path || strcmp(path, "-") == 0 || opt_early(tool, argc, argv, "preset", NULL) ||
+	    (stat(path, &st) == 0 && !S_ISREG(st.st_mode)))
 		return 0;
 	*w = weights_open(path, e);
 	return *w ? weights_need_kind(*w, kind, e) : -1;

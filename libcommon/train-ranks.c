@@ -210,7 +210,7 @@ int ranks_sum_gradients(struct train_run *r, struct error *e)
 	size_t n;
 	if (r->ranks->c.size <= 1)
 		return 0;
-	if (r->joined && !r->p->storage.t_gradients) {
+	if (r->joined) {
 		r->p->ops->ranks_sum(r->p->dev, r->p->g, r->p->total);
 		return 0;
 	}
@@ -369,27 +369,40 @@ static int count_ranks(struct ranks *k, bool yes, int *count, struct error *e)
 	return result;
 }
 
-/* The devices' own way to each other, where all ranks have one and a device to themselves: *joined.  Without it sums go
- * through the hosts. */
-static int join_devices(struct train_run *r, bool *joined, struct error *e)
+/* Why sums go through the hosts whatever the devices can do, or NULL. */
+static const char *needs_hosts(const struct train_run *r)
+{
+	return r->o->powersgd.rank ? "PowerSGD runs there" : r->p->storage.t_gradients ? "gradients are in 16 bits" : NULL;
+}
+
+static void tell_way(const struct train_run *r, bool others, const char *why)
+{
+	if (r->joined)
+		note(1, "gradients are summed from GPU to GPU");
+	else if (r->p->ops != cpu_ops())
+		note(0, "gradients are summed through the hosts' memory: %s", others ? "another rank cannot join" : why);
+}
+
+/* The devices' own way to each other, where all ranks have one.  Without it sums go through the hosts. */
+static int join_devices(struct train_run *r, struct error *e)
 {
 	struct comm *c = &r->ranks->c;
 	const struct ops *ops = r->p->ops;
-	char id[RANKS_ID], why[300] = "ranks share a GPU";
+	char id[RANKS_ID] = "", why[300] = "";
 	int able, have;
-	*joined = false;
-	bool own = c->local_size <= ops->count() && ops->ranks_id(id, why, sizeof why) == 0;
+	const char *hosts = needs_hosts(r);
+	if (hosts) {
+		tell_way(r, false, hosts);
+		return 0;
+	}
+	bool own = ops->ranks_id(c->rank == 0 ? id : NULL, why, sizeof why) == 0;
 	if (count_ranks(r->ranks, own, &able, e) || comm_broadcast(c, id, sizeof id, e))
 		return -1;
 	bool in = able == c->size && ops->ranks_join(r->p->dev, id, c->rank, c->size, why, sizeof why) == 0;
 	if (count_ranks(r->ranks, in, &have, e))
 		return -1;
-	*joined = have == c->size;
-	bool others = own && (in || able < c->size); /* whose reason they know */
-	if (*joined)
-		note(1, "gradients are summed from GPU to GPU");
-	else if (ops != cpu_ops())
-		note(0, "gradients are summed through the hosts' memory: %s", others ? "another rank cannot join" : why);
+	r->joined = have == c->size;
+	tell_way(r, own && (in || able < c->size), why);
 	return 0;
 }
 
@@ -403,7 +416,7 @@ int ranks_begin(struct train_run *r, int found, struct error *e)
 		return -1;
 	int result = of_0 == found ? 0 : fail(e, STATUS_FAIL, "%s: is not the file that rank 0 finds there, expected a shared one",
 	                                      r->o->output);
-	if (ranks_agree(r->ranks, result, NULL, e) || join_devices(r, &r->joined, e) || (found == 0 && broadcast_weights(r, e)))
+	if (ranks_agree(r->ranks, result, NULL, e) || join_devices(r, e) || (found == 0 && broadcast_weights(r, e)))
 		return -1;
 	result = found == 2 ? 0 : compare_state(r, e);
 	if (result == 1)

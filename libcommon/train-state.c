@@ -325,7 +325,7 @@ static int refuse_run(const struct train_run *r, json_t *old, json_t *now, bool 
 {
 	struct buf what = {0};
 	if (train_differences(&what, r->o->table, "now", old, now, e) == 0)
-		fail(e, STATUS_BAD, "%s: is a%s run %s%s; --restart replaces it", r->o->output, finished ? " complete" : "n unfinished",
+		fail(e, STATUS_BAD, "%.150s: is a%s run %s%s; --restart replaces it", r->o->output, finished ? " complete" : "n unfinished",
 		     what.n ? "with " : "of another version", what.n ? (char *)what.p : "");
 	buf_free(&what);
 	return -1;

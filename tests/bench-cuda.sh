@@ -43,7 +43,7 @@ taken() {
 	date +%s.%N | awk -v from="$from" '{ print $1 - from }'
 }
 pictures() {
-	name=$1 input=$2
+	name=$1 input=$2 all=
 	shift 2
 	few=$(taken "$@" "$work/$input.64") && all=$(taken "$@" "$work/$input.512") || { echo "  $name: not measured" && return; }
 	awk -v name="$name" -v few="$few" -v all="$all" 'BEGIN {
@@ -76,7 +76,7 @@ pictures dvae-decode tok dvae-decode -q -d cuda -p bf16 -b 64 -m "$work/dvae.st"
 decoded=$all
 row clip-train -q -x vit-b-32 -d cuda -p bf16 -b 16 -n 1 -o "$work/clip.st" "$work/pix.64"
 pictures clip-rank pix clip-rank -q -d cuda -p bf16 -b 64 -k 1 -m "$work/clip.st" -o "$work/out.pix"
-awk -v decoded="$decoded" -v ranked="$all" '/^pictures/ {
+[ -z "$decoded" ] || [ -z "$all" ] || awk -v decoded="$decoded" -v ranked="$all" '/^pictures/ {
 	printf "  best of 512 of one caption: sampled in %.1f s, decoded in %.1f s, ranked in %.1f s\n", $3, decoded, ranked }' "$work/sampled"
 
 title 'transformer 12b, matrices, gradients and moments in 16 bits'

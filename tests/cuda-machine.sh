@@ -4,19 +4,20 @@ export DALLE_PLUGINS="$BUILD/lib/dalle-tools" PATH="$BUILD/bin:$PATH" LC_ALL=C.U
 also() { LD_LIBRARY_PATH=$1${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} && export LD_LIBRARY_PATH; }
 [ ! -d "$BUILD/so" ] || also "$BUILD/so"
 
+# cublas_folder NAME
 cublas_folder() {
-	for f in /usr/local/cuda*/lib64/libcublasLt.so.13 $(python3 -c '
+	for f in /usr/local/cuda*/lib64/"$1" $(python3 -c '
 import glob, site, sys
 for p in site.getsitepackages() + sys.path:
-    for f in glob.glob(p + "/nvidia/*/lib/libcublasLt.so.13"):
-        print(f)' 2> /dev/null); do
+    for f in glob.glob(p + "/nvidia/*/lib/" + sys.argv[1]):
+        print(f)' "$1" 2> /dev/null); do
 		[ ! -e "$f" ] || { dirname "$f" && return; }
 	done
 }
 
 gpu=$("$BUILD/tests/bench-cuda" --probe 2>&1) || { echo "$gpu" && return 1; }
 case $gpu in *', no libcublasLt'*)
-	folder=$(cublas_folder)
+	folder=${gpu##*, no } folder=$(cublas_folder "${folder%%:*}")
 	[ -z "$folder" ] || { also "$folder" && gpu=$("$BUILD/tests/bench-cuda" --probe); } ;;
 esac
 echo "$gpu"

@@ -39,8 +39,8 @@ pictures() {
 	}' > pairs.tsv
 }
 # held FILE COMMAND...: starts a trainer that saves FILE every few updates, and returns once it did.  It stands in the middle
-# then, however fast or slow the machine is: its log is a pipe that nobody reads, full but for two pages, which are some
-# 20 updates.  Sets $pid; what it says is in err.  released: lets it go on, waits for its end and sets $status.
+# then, however fast or slow the machine is: its log is a pipe that nobody reads, full but for two pages, which are
+# fewer than 60 updates.  Sets $pid; what it says is in err.  released: lets it go on, waits for its end and sets $status.
 held() {
 	file=$1
 	shift

@@ -178,7 +178,7 @@ static double unit(enum dtype t)
 	return !many ? one : t == DT_F32 ? 4 * one : 2 * one;
 }
 
-/* Both sides agree within `units` roundings of the largest value (and half as much in the mean). */
+/* Both sides agree within `units` roundings of the largest value (and in the mean). */
 static void same(const struct pair *x, double units, const char *what)
 {
 	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what), most;

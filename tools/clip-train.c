@@ -2,6 +2,7 @@
  * the model's size. */
 #include "../libcommon/clip.h"
 #include "../libcommon/device.h"
+#include "../libcommon/wait-policy.h"
 
 #include <stdlib.h>
 
@@ -106,7 +107,9 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 		clip_trainee(&trainer, &trainee);
 		trainee.config = clip_config_json(&config);
 		trainee.recipe = clip_recipe(&trainer);
-		if (train_plan(&trainee, &train, ops, dev, e) == 0 && clip_build(&model, e) == 0)
+		if (!trainee.config || !trainee.recipe)
+			fail(e, STATUS_LIMIT, "out of memory");
+		else if (train_plan(&trainee, &train, ops, dev, e) == 0 && clip_build(&model, e) == 0)
 			status = train_run(&trainee, &train, data, argc, argv, e);
 		json_decref(trainee.config);
 		json_decref(trainee.recipe);
@@ -119,6 +122,7 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
+	wait_policy_set(argv); /* before apply_preset reads anything */
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
 	if (status < 0)

@@ -1,6 +1,7 @@
 /* dvae-train - pixels -> discrete VAE (paper 2.1, A.2, A.3; recipe B). */
 #include "../libcommon/device.h"
 #include "../libcommon/dvae-fit.h"
+#include "../libcommon/wait-policy.h"
 
 static struct train_options train = TRAIN_DEFAULTS;
 static struct ranks ranks;
@@ -100,7 +101,10 @@ static int train_fit(struct dvae *d, struct loader *data, int argc, char **argv,
 	trainee.config = dvae_config_to_json(dvae_configuration(d));
 	trainee.recipe = dvae_fit_recipe(&fit);
 	trainee.text_id = trainee.image_id = "";
-	status = train_run(&trainee, &train, data, argc, argv, e);
+	if (trainee.config && trainee.recipe)
+		status = train_run(&trainee, &train, data, argc, argv, e);
+	else
+		fail(e, STATUS_LIMIT, "out of memory");
 	json_decref(trainee.config);
 	json_decref(trainee.recipe);
 	dvae_fit_free(f);
@@ -127,6 +131,7 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
+	wait_policy_set(argv); /* before apply_preset reads anything */
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
 	if (status < 0)

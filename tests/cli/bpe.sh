@@ -41,6 +41,7 @@ mkdir -p d && cp a.png d/.png && cp a.png d/c.ppm
 printf '%s\n' 'a.png	one' './a.b.JPG	two' 'd/c.ppm	three	key/3.png	more' 'd/c.ppm	four		' 'plain	five' '' 'a.png' 'd/.png	six' >list.tsv
 img-pack -s 0 list.tsv | tok-dump --fields key,caption >packed && bpe-encode -t -m words.bpe list.tsv | tok-dump --fields key,caption | cmp - packed ||
 	bad "-t: other keys than img-pack's: $(cat packed)"
+{ echo && cat list.tsv; } | bpe-encode -t -m words.bpe | tok-dump --fields key,caption | cmp - packed || bad "-t: an empty first line"
 [ "$(sed 's/{"key":"\([^"]*\)".*/\1/' packed | tr '\n' ' ')" = 'a a.b key/3.png c plain a d/.png ' ] || bad "keys of a list: $(cat packed)"
 printf 'two\nlines\0' >n0 && bpe-encode -0 -m words.bpe n0 >n.tok
 [ "$(bpe-decode -m words.bpe n.tok)" = 'two lines' ] || bad "a newline in a caption must not make two lines"

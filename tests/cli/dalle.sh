@@ -11,15 +11,15 @@ same() { [ -s "$1" ] && cmp -s "$1" "$2"; ok $? "$3"; }
 
 # The same weights in one go and in two, whatever the checkpoint in between.
 run="dalle-train -x tiny -j1 -s 3 --save-every 7 --eval other.tok --eval-every 10"
-$run -n 40 --restart -o whole.st train.tok 2>err.txt; ok $? "training: $(cat err.txt)"
+$run -n 120 --restart -o whole.st train.tok 2>err.txt; ok $? "training: $(cat err.txt)"
 cp whole.st first.st
-$run -n 40 --restart -o whole.st train.tok; ok $? "training again"
+$run -n 120 --restart -o whole.st train.tok; ok $? "training again"
 same whole.st first.st "the same command gives the same model"
-held parts.st $run -n 40 -o parts.st train.tok
+held parts.st $run -n 120 -o parts.st train.tok
 kill -TERM $pid
 released
 [ $status -eq 75 ]; ok $? "stopped: status $status: $(cat err)"
-$run -n 40 -o parts.st train.tok; ok $? "resuming"
+$run -n 120 -o parts.st train.tok; ok $? "resuming"
 for m in whole parts; do
 	dalle-score -m $m.st --summary -j1 train.tok >$m.json; ok $? "scoring with $m.st"
 	dalle-sample -m $m.st -j1 -n 2 train.tok >$m.smp; ok $? "sampling with $m.st"

@@ -9,7 +9,7 @@ A=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa B=bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 for part in 1 2 3; do
 	"$gen" 5000 $part 256 $A 64 4 4 $B > $part.tok || bad "gen-tokens"
 done
-run="dalle-train -q -x tiny -j 1 -b 32 -n 80 --memory 1Mi --save-every 10"
+run="dalle-train -q -x tiny -j 1 -b 32 -n 240 --memory 1Mi --save-every 10"
 $run -o whole.st 1.tok 2.tok 3.tok || bad "three shards"
 for k in 1 2 3; do # the same, stopped three times
 	held parts.st $run -o parts.st 1.tok 2.tok 3.tok

@@ -33,7 +33,7 @@ ls | grep -q 'tmp-\|lock' && bad "left behind: $(ls)"
 # asked to stop: saves, 75, continues; a second signal right after the first (both come as it wakes) is no impatience
 held stopped.safetensors dvae-train ${common#-q } -o stopped.safetensors --save-every 5 data
 kill -STOP $pid
-while grep -q '^State:.[^T]' /proc/$pid/status; do
+while grep -q '^State:.[^TtZX]' /proc/$pid/status; do
 	sleep 0.02
 done
 kill -TERM $pid
