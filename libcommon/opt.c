@@ -286,6 +286,7 @@ int opt_parse(const struct tool *tool, int argc, char **argv, int *first)
 const char *opt_early(const struct tool *tool, int argc, char **argv, const char *name, const char *fallback)
 {
 	const char *value = fallback;
+	wait_policy_set(argv); /* the caller may read the file that an option names, which a pipe gives once */
 	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
 		const char *s = argv[i];
 		if (!is_option(s))

@@ -70,8 +70,8 @@ struct tool {
 
 /* Parse argv; GNU manners: bundled letters, -oFILE, --name=value, unambiguous
  * abbreviations, "--" ends options, operands and options may mix (argv is permuted
- * unless POSIXLY_CORRECT).  Sets program_name, verbosity, signal handlers and how threads wait (wait-policy.h;
- * a main that reads a file before this call sets that first).
+ * unless POSIXLY_CORRECT).  Sets program_name, verbosity, signal handlers and how threads wait (wait-policy.h: of
+ * this and opt_early, what a main calls first comes before it reads anything).
  * Returns -1 to go on with operands from argv[*first], or the exit status:
  * 0 after --help/--version (on stdout), 2 after misuse (one line on stderr). */
 int opt_parse(const struct tool *tool, int argc, char **argv, int *first);

@@ -2,7 +2,6 @@
  * the model's size. */
 #include "../libcommon/clip.h"
 #include "../libcommon/device.h"
-#include "../libcommon/wait-policy.h"
 
 #include <stdlib.h>
 
@@ -122,7 +121,6 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
-	wait_policy_set(argv); /* before apply_preset reads anything */
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
 	if (status < 0)

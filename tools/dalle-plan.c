@@ -7,7 +7,6 @@
 #include "../libcommon/json-file.h"
 #include "../libcommon/plan.h"
 #include "../libcommon/weights.h"
-#include "../libcommon/wait-policy.h"
 
 static const char *preset = "12b", *model_path, *rates_path;
 static int64_t layers, width, heads, conv_k, text_length, gpus = 1, node = 8, batch, rank;
@@ -292,7 +291,6 @@ int main(int argc, char **argv)
 {
 	struct error e = {0};
 	struct plan plan;
-	wait_policy_set(argv); /* before apply_sizes reads anything */
 	program_name = tool.name;
 	int first = argc, status = apply_sizes(argc, argv, &e) ? report(&e) : opt_parse(&tool, argc, argv, &first);
 	if (status >= 0)

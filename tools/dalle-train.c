@@ -2,7 +2,6 @@
 #include "../libcommon/dalle-train.h"
 #include "../libcommon/device.h"
 #include "../libcommon/filter.h"
-#include "../libcommon/wait-policy.h"
 
 #include <string.h>
 
@@ -230,7 +229,6 @@ static int train_model(struct loader *data, int argc, char **argv, struct error 
 int main(int argc, char **argv)
 {
 	struct error e = {0};
-	wait_policy_set(argv); /* before apply_preset reads anything */
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
 	if (status == 0 && (status = opt_parse(&tool, argc, argv, &first)) < 0 && (status = check_options(argc, argv)) < 0)

@@ -1,7 +1,6 @@
 /* dvae-train - pixels -> discrete VAE (paper 2.1, A.2, A.3; recipe B). */
 #include "../libcommon/device.h"
 #include "../libcommon/dvae-fit.h"
-#include "../libcommon/wait-policy.h"
 
 static struct train_options train = TRAIN_DEFAULTS;
 static struct ranks ranks;
@@ -131,7 +130,6 @@ static int train_model(struct loader *data, const struct ops *ops, struct dev *d
 int main(int argc, char **argv)
 {
 	struct error e = {0};
-	wait_policy_set(argv); /* before apply_preset reads anything */
 	program_name = tool.name;
 	int first, status = apply_preset(argc, argv);
 	if (status < 0)
