@@ -1,6 +1,6 @@
 /* attn.cu - attn.c on a GPU: attention with the paper's masks, forward, backward and one step of decoding.
  * The kernels here work for every type and head width, a warp for each query or key; 16-bit types with common
- * widths go to the tensor cores instead (flash.cu).  All sums run in a fixed order. */
+ * widths go to the tensor cores instead (flash.cu, flash-bwd.cu).  All sums run in a fixed order. */
 #include "attn.cuh"
 
 #include "flash.cuh"
@@ -183,19 +183,39 @@ void attn_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, int H,
 
 /* ---- backward ---- */
 
-/* delta[B,H,S] = dy . y, which is also the sum over the keys of p times (dy . v); a warp a state. */
-KERNEL attn_delta_kernel(float *delta, const T *dy, const T *y, int S, int H, int D)
+/* delta[B,H,S] = dy . y, which is also the sum over the keys of p times (dy . v): `lanes` lanes, a power of two, for each
+ * head of each state, with N elements each at once. */
+template <int N>
+KERNEL attn_delta_kernel(float *delta, const T *dy, const T *y, size_t heads, int lanes, int S, int H, int D)
 {
-	int i = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), h = (int)blockIdx.y, b = (int)blockIdx.z;
-	if (i >= S)
-		return;
-	size_t at = (((size_t)b * S + i) * H + h) * D;
-	float s = 0;
-	for (int c = lane_id(); c < D; c += WARP)
-		s += to_f(dy[at + c]) * to_f(y[at + c]);
-	s = warp_sum(s);
-	if (lane_id() == 0)
-		delta[((size_t)b * H + h) * S + i] = s;
+	size_t n = ((size_t)blockIdx.x * WARPS * WARP + threadIdx.x) / lanes; /* (b, state, head) */
+	int lane = (int)threadIdx.x % lanes;
+	float s = 0, g[N], v[N];
+	for (int c = lane * N; c < D && n < heads; c += lanes * N) {
+		load<N>(g, dy + n * D + c);
+		load<N>(v, y + n * D + c);
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			s += g[i] * v[i];
+	}
+	for (int o = lanes / 2; o; o /= 2)
+		s += __shfl_xor_sync(ALL_LANES, s, o);
+	if (n < heads && lane == 0) {
+		size_t h = n % H, state = n / H % S, b = n / H / S;
+		delta[(b * H + h) * S + state] = s;
+	}
+}
+
+static void attn_delta(struct dev *d, float *delta, const void *dy, const void *y, int B, int S, int H, int D)
+{
+	enum { CHUNK = 16 / (int)sizeof(T) };
+	bool chunks = D % CHUNK == 0 && aligned(dy, 16) && aligned(y, 16);
+	int each = chunks ? CHUNK : 1, lanes = 1;
+	size_t heads = (size_t)B * S * H;
+	while (lanes < WARP && lanes * each < D)
+		lanes *= 2;
+	launch(d, chunks ? attn_delta_kernel<CHUNK> : attn_delta_kernel<1>, dim3((unsigned)ceil_div(heads * lanes, WARPS * WARP)),
+	       dim3(WARPS * WARP), 0, delta, (const T *)dy, (const T *)y, heads, lanes, S, H, D);
 }
 
 KERNEL attn_dq_kernel(T *dqkv, const T *dy, const T *qkv, const float *lse, const float *delta, struct mask m, int H, int D,
@@ -283,7 +303,7 @@ void attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const 
 	dim3 grid = warp_grid(m.S, H, B), block(WARPS * WARP);
 	if (!delta)
 		return;
-	launch(d, attn_delta_kernel, grid, block, 0, delta, (const T *)dy, (const T *)y, m.S, H, D);
+	attn_delta(d, delta, dy, y, B, m.S, H, D);
 	if (flash_bwd(d, dqkv, dy, qkv, lse, delta, B, H, D, &m))
 		return;
 	launch(d, attn_dq_kernel, grid, block, rows_bytes(D), (T *)dqkv, (const T *)dy, (const T *)qkv, lse, delta, m, H, D, scale);

@@ -1,4 +1,4 @@
-/* flash.cuh - attention on tensor cores (flash.cu), for 16-bit types and heads of a multiple of 8, at most 128,
+/* flash.cuh - attention on tensor cores (flash.cu, flash-bwd.cu), for 16-bit types and heads of a multiple of 8, at most 128,
  * columns; false: not for this call. */
 #ifndef FLASH_CUH
 #define FLASH_CUH

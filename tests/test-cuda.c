@@ -233,8 +233,11 @@ static void check_all_attention(void)
 		{ATTN_FULL, 1, 0, 0, 0, 0}, {ATTN_FULL, 77, 0, 0, 0, 0}, {ATTN_CAUSAL, 65, 0, 0, 0, 0}, {ATTN_CAUSAL, 19, 12, 9, 0, 0},
 		{ATTN_ROW, 17, 5, 3, 0, 0}, {ATTN_ROW, 70, 16, 9, 0, 0}, {ATTN_COLUMN, 33, 16, 12, 0, 0}, {ATTN_COLUMN, 0, 5, 13, 0, 0},
 		{ATTN_CONV, 64, 16, 9, 11, 0}, {ATTN_CONV, 31, 8, 8, 5, 1}, {ATTN_CONV, 3, 4, 9, 1, 0},
+		/* Several tiles of keys and of queries in text and image, of 32 to 128 places. */
+		{ATTN_FULL, 197, 0, 0, 0, 0}, {ATTN_CAUSAL, 300, 0, 0, 0, 0}, {ATTN_ROW, 150, 16, 11, 0, 0},
+		{ATTN_COLUMN, 130, 12, 23, 0, 0}, {ATTN_CONV, 200, 16, 10, 3, 0}, {ATTN_ROW, 77, 32, 6, 0, 0},
 	};
-	static const int widths[] = {64, 8, 40, 17, 128, 72, 5, 64, 64, 128, 16};
+	static const int widths[] = {64, 8, 40, 17, 128, 72, 5, 64, 64, 128, 16, 64, 64, 64, 64, 64, 128};
 	for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
 		check_attention(1 + i % 2, 2, widths[i], &masks[i]);
 		if (masks[i].grid_w)
