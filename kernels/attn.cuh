@@ -11,26 +11,14 @@ struct mask {
 	int W, GH;     /* sides of the grid */
 	int h, reach;  /* CONV: (k - 1) / 2; offsets from `reach` on are out of sight */
 	int centred;
-	uint32_t per_W, per_GH; /* for quotient() */
+	struct divisor by_W, by_GH;
 };
-
-/* 2^32 / by, rounded up; 0 for 1, where it would not fit. */
-static inline uint32_t reciprocal(int by)
-{
-	return by > 1 ? UINT32_MAX / (uint32_t)by + 1 : 0;
-}
-
-/* n / by, with n * by below 2^32: a product instead of the twenty instructions of a division. */
-DEVICE int quotient(int n, uint32_t reciprocal)
-{
-	return reciprocal ? (int)((uint64_t)(uint32_t)n * reciprocal >> 32) : n;
-}
 
 static inline struct mask mask_of(const struct attn_mask *m)
 {
 	int S = attn_length(m), dense = m->kind == ATTN_FULL || m->kind == ATTN_CAUSAL, h = (m->conv_k - 1) / 2;
 	struct mask r = {m->kind, S, dense ? S : m->n_text, m->grid_w, m->grid_h, h, (h + 1) * m->grid_w, m->conv_centred,
-	                 reciprocal(m->grid_w), reciprocal(m->grid_h)};
+	                 divisor_of(m->grid_w), divisor_of(m->grid_h)};
 	return r;
 }
 
@@ -39,7 +27,7 @@ DEVICE int state_at(const struct mask &m, int i)
 {
 	if (m.kind != ATTN_COLUMN || i < m.text)
 		return i;
-	int p = i - m.text, column = quotient(p, m.per_GH);
+	int p = i - m.text, column = quotient(p, m.by_GH);
 	return m.text + (p - column * m.GH) * m.W + column;
 }
 
@@ -50,7 +38,7 @@ DEVICE int first_image_key(const struct mask &m, int i)
 	if (m.kind == ATTN_ROW)
 		first = p - m.W;
 	else if (m.kind == ATTN_COLUMN)
-		first = quotient(p, m.per_GH) * m.GH;
+		first = quotient(p, m.by_GH) * m.GH;
 	else
 		first = p - m.reach + 1;
 	return m.text + max(first, 0);
@@ -65,7 +53,7 @@ DEVICE int last_query(const struct mask &m, int j)
 	if (m.kind == ATTN_ROW)
 		last = p + m.W;
 	else if (m.kind == ATTN_COLUMN)
-		last = quotient(p, m.per_GH) * m.GH + m.GH - 1;
+		last = quotient(p, m.by_GH) * m.GH + m.GH - 1;
 	else
 		last = p + m.reach - 1;
 	return min(m.text + last, m.S - 1);
@@ -74,7 +62,7 @@ DEVICE int last_query(const struct mask &m, int j)
 /* Whether an offset below `reach` is one of the convolution's taps. */
 DEVICE bool conv_tap(const struct mask &m, int o)
 {
-	int side = o - quotient(o, m.per_W) * m.W;
+	int side = o - quotient(o, m.by_W) * m.W;
 	/* No branches: the kernels unroll this. */
 	return ((side <= m.h) | (side >= m.W - m.h)) & (!m.centred | (o <= m.h * m.W + m.h));
 }

@@ -15,34 +15,83 @@ static int pixels_of(const struct shape *s)
 	return s->N * s->H * s->W;
 }
 
-static struct operand neighbourhoods(const void *x, int C, bool k_first, const struct shape *s)
+/* Channels that come together in the order of the summed index: few, so that the nine (or 49) neighbours of a pixel are read
+ * while they are still in the first-level cache. */
+static int group_of(int C)
 {
-	return operand{x, C, k_first, s->k * s->k, s->k, s->H, s->W};
+	enum { GROUP = 32 };
+	return C % GROUP == 0 ? GROUP : C;
 }
 
-/* wk[out, tap, in] from w[out, in, tap]; turned: wk[in, tap, out], the taps in reverse. */
+static struct operand neighbourhoods(const void *x, int C, bool k_first, int group, const struct shape *s)
+{
+	int taps = s->k * s->k;
+	return operand{x, C, k_first, taps, s->k, s->H, s->W, group, divisor_of(s->H), divisor_of(s->W), divisor_of(s->k),
+	               divisor_of(taps), divisor_of(group)};
+}
+
+/* A plain factor of lines of C elements. */
+static struct operand lines(const void *p, int C, bool k_first)
+{
+	return operand{p, C, k_first, 1, 1, 1, 1, C, {}, {}, {}, {}, {}};
+}
+
+/* Channels of a gathered factor as they lie in memory: whole chunks of 16 bytes, for the colours of a picture, too. */
+static int padded(int C, const struct shape *s)
+{
+	enum { CHUNK = 16 / (int)sizeof(T) };
+	return s->k == 1 ? C : (C + CHUNK - 1) / CHUNK * CHUNK;
+}
+
+struct pad_op {
+	T *y;
+	const T *x;
+	int C, wide;
+	template <int N> __device__ void at(size_t i) const
+	{
+		int c = (int)(i % wide);
+		y[i] = c < C ? x[i / wide * C + c] : make<T>(0);
+	}
+};
+
+/* x[pixels, C] with its channels padded by zeros; NULL when there is no memory for them. */
+static const void *pad(struct dev *d, const void *x, int C, const struct shape *s)
+{
+	int wide = padded(C, s);
+	size_t n = (size_t)pixels_of(s) * wide;
+	if (wide == C)
+		return x;
+	T *y = (T *)cuda_scratch(d, n * sizeof *y);
+	if (y)
+		map(d, n, false, pad_op{y, (const T *)x, C, wide});
+	return y;
+}
+
+/* wk[out, k] from w[out, in, tap], k as in struct operand, over `inner` channels, those beyond `in` being zeros; turned:
+ * wk[in, k], k over taps in reverse and out. */
 struct reorder_op {
 	T *wk;
 	const T *w;
-	int in, out, taps;
+	int in, out, taps, inner, group;
 	bool turned;
 	template <int N> __device__ void at(size_t i) const
 	{
-		int inner = turned ? out : in, c = (int)(i % inner), tap = (int)(i / inner % taps), r = (int)(i / inner / taps);
+		int k = (int)(i % ((size_t)inner * taps)), r = (int)(i / ((size_t)inner * taps));
+		int tap = k / group % taps, c = k / group / taps * group + k % group;
 		int o = turned ? c : r, from = turned ? r : c, q = turned ? taps - 1 - tap : tap;
-		wk[i] = w[((size_t)o * in + from) * taps + q];
+		wk[i] = o < out && from < in ? w[((size_t)o * in + from) * taps + q] : make<T>(0);
 	}
 };
 
 static const T *reorder(struct dev *d, const void *w, const struct shape *s, bool turned)
 {
-	int taps = s->k * s->k;
-	size_t n = (size_t)s->in * s->out * taps;
+	int taps = s->k * s->k, inner = padded(turned ? s->out : s->in, s);
+	size_t n = (size_t)inner * taps * (turned ? s->in : s->out);
 	if (taps == 1 && !turned)
 		return (const T *)w;
 	T *wk = (T *)cuda_scratch(d, n * sizeof *wk);
 	if (wk)
-		map(d, n, false, reorder_op{wk, (const T *)w, s->in, s->out, taps, turned});
+		map(d, n, false, reorder_op{wk, (const T *)w, s->in, s->out, taps, inner, group_of(inner), turned});
 	return wk;
 }
 
@@ -62,32 +111,39 @@ void conv_fwd(struct dev *d, void *y, const void *x, const void *w, const float 
 		for_f32::conv_fwd(d, y, x, w, b, N, H, W, in, out, k, flags);
 		return;
 	}
-	const T *wk = fits(d, &s) ? reorder(d, w, &s, false) : NULL;
-	if (!wk)
+	if (!fits(d, &s))
 		return;
-	int depth = in * k * k;
-	struct product p = {neighbourhoods(x, in, true, &s), {wk, depth, true, 1, 1, 1, 1}, pixels_of(&s), out, depth, y, false,
-	                    false, (flags & OP_RELU) != 0, b, 1};
+	const T *wk = reorder(d, w, &s, false);
+	const void *wide = pad(d, x, in, &s);
+	if (!wk || !wide)
+		return;
+	int C = padded(in, &s), depth = C * k * k;
+	struct product p = {neighbourhoods(wide, C, true, group_of(C), &s), lines(wk, depth, true), pixels_of(&s), out, depth, y,
+	                    false, false, (flags & OP_RELU) != 0, b, 1};
 	own_product(d, &p);
 }
 
 static void conv_dx(struct dev *d, void *dx, const void *dy, const void *w, const struct shape *s)
 {
-	int depth = s->out * s->k * s->k;
+	int C = padded(s->out, s), depth = C * s->k * s->k;
 	const T *wk = reorder(d, w, s, true);
-	if (!wk)
+	const void *wide = pad(d, dy, s->out, s);
+	if (!wk || !wide)
 		return;
-	struct product p = {neighbourhoods(dy, s->out, true, s), {wk, depth, true, 1, 1, 1, 1}, pixels_of(s), s->in, depth, dx,
+	struct product p = {neighbourhoods(wide, C, true, group_of(C), s), lines(wk, depth, true), pixels_of(s), s->in, depth, dx,
 	                    false, false, false, NULL, 1};
 	own_product(d, &p);
 }
 
 static void conv_dw(struct dev *d, float *dw, const void *dy, const void *x, const struct shape *s)
 {
-	int taps = s->k * s->k;
-	struct product p = {{dy, s->out, false, 1, 1, 1, 1}, neighbourhoods(x, s->in, false, s), s->out, s->in * taps,
-	                    pixels_of(s), NULL, false, false, false, NULL, 1};
-	weight_gradient(d, dw, false, &p, s->in, taps);
+	int taps = s->k * s->k, C = padded(s->in, s), rows = padded(s->out, s);
+	const void *wide = pad(d, x, s->in, s), *wide_dy = pad(d, dy, s->out, s);
+	if (!wide || !wide_dy)
+		return;
+	struct product p = {lines(wide_dy, rows, false), neighbourhoods(wide, C, false, C, s), s->out, C * taps, pixels_of(s), NULL,
+	                    false, false, false, NULL, 1};
+	weight_gradient(d, dw, false, &p, s->in, C, taps);
 }
 
 void conv_bwd(struct dev *d, void *dx, float *dw, float *db, const void *dy, const void *x, const void *w, int N, int H,

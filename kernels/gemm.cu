@@ -31,23 +31,37 @@ DEVICE struct line line_at(const struct operand &o, int i, int count)
 		return l;
 	l.p = (const T *)o.p + (size_t)i * o.C;
 	if (o.taps > 1) {
-		l.x = i % o.W;
-		l.y = i / o.W % o.H;
+		int row = quotient(i, o.by_W);
+		l.x = i - row * o.W;
+		l.y = row - quotient(row, o.by_H) * o.H;
 	}
 	return l;
 }
 
-/* Element j of the line (its index along k or rows, the tap before the channel); NULL: zero. */
+/* Where the tap and channel numbered j are, as seen from a pixel. */
+struct neighbour {
+	int dy, dx, offset;
+};
+
+DEVICE struct neighbour neighbour_at(const struct operand &o, int j)
+{
+	int q = quotient(j, o.by_group), group = quotient(q, o.by_taps), tap = q - group * o.taps;
+	int down = quotient(tap, o.by_side), dy = down - o.side / 2, dx = tap - down * o.side - o.side / 2;
+	return neighbour{dy, dx, (dy * o.W + dx) * o.C + group * o.group + (j - q * o.group)};
+}
+
+DEVICE const T *neighbour_of(const struct operand &o, const struct line &l, const struct neighbour &n)
+{
+	bool there = l.p && (unsigned)(l.y + n.dy) < (unsigned)o.H && (unsigned)(l.x + n.dx) < (unsigned)o.W;
+	return there ? l.p + n.offset : NULL;
+}
+
+/* Element j of the line (its index along k or rows); NULL: zero. */
 DEVICE const T *element(const struct operand &o, const struct line &l, int j, int count)
 {
 	if (!l.p || j >= count)
 		return NULL;
-	if (o.taps == 1)
-		return l.p + j;
-	int tap = j / o.C, dy = tap / o.side - o.side / 2, dx = tap % o.side - o.side / 2;
-	if ((unsigned)(l.y + dy) >= (unsigned)o.H || (unsigned)(l.x + dx) >= (unsigned)o.W)
-		return NULL;
-	return l.p + ((long)dy * o.W + dx) * o.C + (j - tap * o.C);
+	return o.taps == 1 ? l.p + j : neighbour_of(o, l, neighbour_at(o, j));
 }
 
 /* CHUNK elements from j on into out; VECTOR: they are together and aligned. */
@@ -209,6 +223,9 @@ template <int ROWS, bool K_FIRST, bool VECTOR>
 DEVICE void fetch(T *shared, const struct operand &o, int row0, int rows, int k0, int k)
 {
 	typedef tile<ROWS, K_FIRST> t;
+	/* All of the slice is of one tap: its place is the same for the whole block. */
+	bool one_tap = VECTOR && K_FIRST && o.taps > 1 && o.group % BK == 0;
+	struct neighbour n = one_tap ? neighbour_at(o, k0) : neighbour{0, 0, 0};
 #pragma unroll
 	for (int e = 0; e < t::EACH; e++) {
 		int c = e * THREADS + (int)threadIdx.x, at = c / (t::ALONG / CHUNK), along = c % (t::ALONG / CHUNK) * CHUNK;
@@ -216,8 +233,11 @@ DEVICE void fetch(T *shared, const struct operand &o, int row0, int rows, int k0
 		T *to = shared + at * t::LINE + along;
 		int j = (K_FIRST ? k0 : row0) + along, count = K_FIRST ? k : rows;
 		if constexpr (VECTOR) {
-			const T *p = element(o, l, j, count);
-			copy16(to, p ? p : o.p, !p);
+			const T *p = one_tap ? neighbour_of(o, l, n) : element(o, l, j, count);
+			if (one_tap)
+				copy16_again(to, p ? p + along : o.p, !p); /* eight other pixels have this neighbour */
+			else
+				copy16(to, p ? p : o.p, !p);
 		} else {
 			gather<false>(to, o, l, j, count);
 		}
@@ -358,13 +378,15 @@ struct gradient_op {
 	void *dw;
 	bool dw_t;
 	const float *part;
-	int splits, C, taps;
-	size_t n; /* of all weights */
+	int splits, C, wide, taps;
+	size_t n; /* of the product */
 	template <int N> __device__ void at(size_t i) const
 	{
-		/* i = (m * taps + tap) * C + channel; in dw the channel comes before the tap. */
-		size_t channel = i % C, tap = i / C % taps, m = i / C / taps, to = (m * C + channel) * taps + tap;
+		/* i = (m * taps + tap) * wide + channel; in dw the channel comes before the tap. */
+		size_t channel = i % wide, tap = i / wide % taps, m = i / wide / taps, to = (m * C + channel) * taps + tap;
 		float s = 0;
+		if (channel >= (size_t)C)
+			return;
 		for (int k = 0; k < splits; k++)
 			s += part[k * n + i];
 		if (dw_t)
@@ -374,7 +396,7 @@ struct gradient_op {
 	}
 };
 
-void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int C, int taps)
+void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int C, int wide, int taps)
 {
 	size_t n = (size_t)p->m * p->n;
 	p->splits = product_splits(d, p->m, p->n, p->k);
@@ -383,7 +405,7 @@ void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int 
 	if (!p->c)
 		return;
 	own_product(d, p);
-	map(d, n, false, gradient_op{dw, dw_t, (const float *)p->c, p->splits, C, taps, n});
+	map(d, n, false, gradient_op{dw, dw_t, (const float *)p->c, p->splits, C, wide, taps, n});
 }
 
 /* ---- column sums: over strips of rows, then over the strips ---- */

@@ -268,12 +268,12 @@ static const void *library_bias(struct dev *d, const float *b, int out, bool wid
 
 static struct operand by_k(const void *p, int k)
 {
-	return operand{p, k, true, 1, 1, 1, 1};
+	return operand{p, k, true, 1, 1, 1, 1, k, {}, {}, {}, {}, {}};
 }
 
 static struct operand by_row(const void *p, int rows)
 {
-	return operand{p, rows, false, 1, 1, 1, 1};
+	return operand{p, rows, false, 1, 1, 1, 1, rows, {}, {}, {}, {}, {}};
 }
 
 static bool too_many(struct dev *d, size_t rows)
@@ -321,7 +321,7 @@ static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const 
 		return;
 #endif
 	struct product p = {by_row(dy, out), by_row(x, in), out, in, rows, NULL, false, false, false, NULL, 1};
-	weight_gradient(d, dw, dw_t, &p, in, 1);
+	weight_gradient(d, dw, dw_t, &p, in, in, 1);
 }
 
 void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w, size_t rows,

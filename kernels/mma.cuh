@@ -70,6 +70,19 @@ DEVICE void copy16(void *shared, const void *device, bool zeros)
 #endif
 }
 
+/* The same through the first-level cache, for what other threads of the block read soon, too. */
+DEVICE void copy16_again(void *shared, const void *device, bool zeros)
+{
+#ifdef CUDA_EMULATED
+	emu_copy16(shared, device, zeros);
+#else
+	int bytes = zeros ? 0 : 16;
+	asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(device),
+	             "r"(bytes)
+	             : "memory");
+#endif
+}
+
 /* Ends a group of copies. */
 DEVICE void copies_commit()
 {

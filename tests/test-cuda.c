@@ -528,6 +528,7 @@ static void pictures(void)
 {
 	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
 	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
+	check_conv(1, 6, 5, 64, 40, 3, OP_RELU), check_conv(2, 5, 7, 32, 64, 3, 0), check_conv(1, 4, 6, 3, 33, 5, 0);
 	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
 }
 
