@@ -210,7 +210,7 @@ static bool plan_run(struct dev *d, const struct product_plan *p, const struct l
 	if (l->bias)
 		lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
 	return lt.Matmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo, d->workspace,
-	                 p->workspace, d->stream) == CUBLAS_STATUS_SUCCESS;
+	                 p->workspace, queue_of(d)) == CUBLAS_STATUS_SUCCESS;
 }
 #endif
 
