@@ -10,8 +10,8 @@
  *
  * Work that is queued runs as late as it may, when the host waits.  A launch that a device would refuse fails as it does
  * there: too many blocks or threads, more shared memory than the kernel has asked for, or than a block can have
- * (EMU_SHARED, KiB, in place of 227).  EMU_SMS is its number of multiprocessors, by which kernels choose their grids (1).  With EMU_DRY=1 nothing is computed or copied and memory has no bounds: launches of
- * any size are checked.
+ * (EMU_SHARED, KiB, in place of 227).  EMU_SMS is its number of multiprocessors, by which kernels choose their grids (1).
+ * With EMU_DRY=1 nothing is computed or copied and memory has no bounds: launches of any size are checked.
  *
  * A kernel that may start early does: as far as it gets without waiting for what was queued before it.
  *

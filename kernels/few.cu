@@ -209,13 +209,17 @@ static size_t few_shared(int stages, int rows)
 	return WARPS * (stages * (TILE + rows) * DEPTH * sizeof(T) + 2 * rows * LINE * sizeof(float));
 }
 
-template <int STAGES> static void run(struct dev *d, const struct few &f)
+/* Whether it fits into `room` bytes of shared memory. */
+template <int STAGES> static bool run(struct dev *d, const struct few &f, size_t room)
 {
 	size_t tiles = ceil_div(f.out, TILE), blocks = ceil_div(tiles, ceil_div(tiles, d->sms)); /* as many tiles for each */
-	size_t results = (size_t)f.rows * f.out;
+	size_t results = (size_t)f.rows * f.out, shared = few_shared(STAGES, f.rows);
 	struct written w = {{{f.y, results * (f.wide ? sizeof(float) : sizeof(T))}, {f.u, f.u ? results * sizeof(T) : 0}, {NULL, 0}}};
 	bool early = settled(d, f.w, (size_t)f.in * f.out * sizeof(T));
-	launch_early(d, w, few_kernel<STAGES>, dim3((unsigned)blocks), dim3(WARPS * WARP), few_shared(STAGES, f.rows), f, early);
+	if (shared > room)
+		return false;
+	launch_early(d, w, few_kernel<STAGES>, dim3((unsigned)blocks), dim3(WARPS * WARP), shared, f, early);
+	return true;
 }
 
 bool few_rows(struct dev *d, struct few f, size_t rows)
@@ -225,13 +229,7 @@ bool few_rows(struct dev *d, struct few f, size_t rows)
 	if (!rows || rows > FEW_ROWS || f.in % PIECE || !aligned(f.x, 16) || !aligned(f.w, 16))
 		return false;
 	f.rows = (int)rows;
-	/* The next kernel's blocks should find room beside this one's. */
-	if (few_shared(5, f.rows) <= half)
-		run<5>(d, f);
-	else if (few_shared(4, f.rows) <= half)
-		run<4>(d, f);
-	else
-		run<3>(d, f);
-	return true;
+	/* As much on its way as leaves room for the next kernel's blocks beside this one's; at the least 32 KB. */
+	return run<6>(d, f, half) || run<5>(d, f, half) || run<4>(d, f, half) || run<3>(d, f, d->shared_max);
 }
 }

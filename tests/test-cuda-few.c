@@ -1,10 +1,10 @@
-/* test-cuda-few.c - linear layers of a few rows on the CUDA backend, which have kernels of their own and start early: against the
- * CPU's, as test-cuda.c does it. */
+/* test-cuda-few.c - linear layers of a few rows on the CUDA backend, in 16-bit types, which have kernels of their own that
+ * start early: against the CPU's, as test-cuda.c does it. */
 #include "pairs.h"
 
 #include <limits.h>
 
-/* Both forms of a row's results: among others, and alone. */
+/* What came out for all rows together and for each alone. */
 static void same_alone(const struct pair *all, const struct pair *alone, const char *what)
 {
 	size_t bytes = all->n * dtype_bytes(all->t);
