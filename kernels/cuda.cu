@@ -124,6 +124,7 @@ static void plugin_close(struct dev *d)
 	cudaFree(d->flag);
 	if (d->stream)
 		cudaStreamDestroy(d->stream);
+	free(d->block);
 	free(d);
 }
 
@@ -181,6 +182,35 @@ static uint64_t plugin_memory(const struct dev *)
 	return room > RESERVE ? room - RESERVE : 0;
 }
 
+static int find_block(const struct dev *d, const void *p)
+{
+	int i = 0;
+	while (i < d->blocks && ((const char *)p < d->block[i].p || (const char *)p >= d->block[i].p + d->block[i].bytes))
+		i++;
+	return i;
+}
+
+size_t cuda_bytes_from(const struct dev *d, const void *p)
+{
+	int i = find_block(d, p);
+	return i < d->blocks ? d->block[i].bytes - (size_t)((const char *)p - d->block[i].p) : UINTPTR_MAX - (uintptr_t)p;
+}
+
+/* A block that finds no room in the list is one of which nothing is known. */
+static void note_block(struct dev *d, void *p, size_t bytes)
+{
+	if (d->blocks == d->block_room) {
+		int room = d->block_room ? 2 * d->block_room : 64;
+		void *more = realloc(d->block, (size_t)room * sizeof *d->block);
+		if (!more)
+			return;
+		*(void **)&d->block = more;
+		d->block_room = room;
+	}
+	d->block[d->blocks].p = (char *)p;
+	d->block[d->blocks++].bytes = bytes;
+}
+
 static void *plugin_alloc(struct dev *d, size_t bytes)
 {
 	void *p = NULL;
@@ -188,14 +218,18 @@ static void *plugin_alloc(struct dev *d, size_t bytes)
 		cudaGetLastError(); /* the caller tells it */
 		return NULL;
 	}
+	note_block(d, p, bytes);
 	cuda_ok(d, cudaMemsetAsync(p, 0, bytes, queue_of(d)));
 	return p;
 }
 
 static void plugin_release(struct dev *d, void *p)
 {
+	int i = find_block(d, p);
 	if (!p)
 		return;
+	if (i < d->blocks)
+		d->block[i] = d->block[--d->blocks];
 	cuda_ok(d, cudaStreamSynchronize(d->stream));
 	cuda_ok(d, cudaFree(p));
 }

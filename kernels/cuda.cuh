@@ -93,6 +93,11 @@ struct dev {
 		cudaGraphExec_t exec; /* NULL: has run once, not recorded yet */
 	} graph[CUDA_GRAPHS];
 	int graphs;
+	struct {
+		char *p;
+		size_t bytes;
+	} *block; /* what alloc has given */
+	int blocks, block_room;
 	int *flag; /* device: set by kernels that meet bad values, read by sync */
 	bool without_lt;    /* DALLE_CUDA_LT=0: cuBLASLt is not wanted */
 	char products[128]; /* who makes the 16-bit products, for describe */
@@ -126,6 +131,9 @@ enum { FLAG_TARGET = 1, FLAG_LOGITS = 2 };
 void cuda_fail(struct dev *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Whether the call went well; else the sticky error is set. */
 bool cuda_ok(struct dev *d, cudaError_t e);
+/* Bytes from p to the end of what alloc gave, for a kernel that may write anywhere in it; all memory beyond p where that is not
+ * known. */
+size_t cuda_bytes_from(const struct dev *d, const void *p);
 /* Scratch memory of the running entry, 256-byte aligned, not zeroed; NULL with the sticky error set. */
 void *cuda_scratch(struct dev *d, size_t bytes);
 /* matmul.cu: cuBLASLt, where it is installed, and what is kept of it. */
