@@ -72,6 +72,26 @@ static bool usable(int index, cudaDeviceProp *p, char *err, size_t n)
 	return false;
 }
 
+/* Any kernel, to be asked for which devices the plugin's code was generated. */
+KERNEL nothing_kernel()
+{
+}
+
+/* Whether kernels can start early.  The code that the device takes must hold the waiting: for one generated for older devices
+ * there is none.  Graphs hold such launches since CUDA 12.3. */
+static bool starts_early(const cudaDeviceProp *p)
+{
+#ifdef CUDA_EMULATED
+	return p->major >= 9;
+#else
+	cudaFuncAttributes code;
+	int driver = 0;
+	bool known = cudaDriverGetVersion(&driver) == cudaSuccess && cudaFuncGetAttributes(&code, nothing_kernel) == cudaSuccess;
+	cudaGetLastError();
+	return known && p->major >= 9 && code.ptxVersion >= 90 && driver >= 12030 && CUDART_VERSION >= 12030;
+#endif
+}
+
 static bool start(struct dev *d, char *err, size_t n)
 {
 	cudaError_t e = cudaSetDevice(d->index);
@@ -80,7 +100,7 @@ static bool start(struct dev *d, char *err, size_t n)
 	if (e == cudaSuccess)
 		e = cudaMalloc((void **)&d->flag, sizeof *d->flag);
 	if (e == cudaSuccess)
-		e = cudaMemsetAsync(d->flag, 0, sizeof *d->flag, d->stream);
+		e = cudaMemsetAsync(d->flag, 0, sizeof *d->flag, queue_of(d));
 	if (e == cudaSuccess)
 		products_open(d);
 	else
@@ -104,6 +124,7 @@ static void plugin_close(struct dev *d)
 	cudaFree(d->flag);
 	if (d->stream)
 		cudaStreamDestroy(d->stream);
+	free(d->block);
 	free(d);
 }
 
@@ -125,8 +146,10 @@ static struct dev *plugin_open(int index, enum dtype t, int, char *err, size_t n
 	d->recording = -1;
 	d->without_lt = lt && *lt == '0';
 	d->eager = eager && *eager && *eager != '0';
-	if (start(d, err, n))
+	if (start(d, err, n)) {
+		d->early = !d->eager && starts_early(&p);
 		return d;
+	}
 	plugin_close(d);
 	return NULL;
 }
@@ -159,6 +182,35 @@ static uint64_t plugin_memory(const struct dev *)
 	return room > RESERVE ? room - RESERVE : 0;
 }
 
+static int find_block(const struct dev *d, const void *p)
+{
+	int i = 0;
+	while (i < d->blocks && ((const char *)p < d->block[i].p || (const char *)p >= d->block[i].p + d->block[i].bytes))
+		i++;
+	return i;
+}
+
+size_t cuda_bytes_from(const struct dev *d, const void *p)
+{
+	int i = find_block(d, p);
+	return i < d->blocks ? d->block[i].bytes - (size_t)((const char *)p - d->block[i].p) : UINTPTR_MAX - (uintptr_t)p;
+}
+
+/* A block that finds no room in the list is one of which nothing is known. */
+static void note_block(struct dev *d, void *p, size_t bytes)
+{
+	if (d->blocks == d->block_room) {
+		int room = d->block_room ? 2 * d->block_room : 64;
+		void *more = realloc(d->block, (size_t)room * sizeof *d->block);
+		if (!more)
+			return;
+		*(void **)&d->block = more;
+		d->block_room = room;
+	}
+	d->block[d->blocks].p = (char *)p;
+	d->block[d->blocks++].bytes = bytes;
+}
+
 static void *plugin_alloc(struct dev *d, size_t bytes)
 {
 	void *p = NULL;
@@ -166,14 +218,18 @@ static void *plugin_alloc(struct dev *d, size_t bytes)
 		cudaGetLastError(); /* the caller tells it */
 		return NULL;
 	}
-	cuda_ok(d, cudaMemsetAsync(p, 0, bytes, d->stream));
+	note_block(d, p, bytes);
+	cuda_ok(d, cudaMemsetAsync(p, 0, bytes, queue_of(d)));
 	return p;
 }
 
 static void plugin_release(struct dev *d, void *p)
 {
+	int i = find_block(d, p);
 	if (!p)
 		return;
+	if (i < d->blocks)
+		d->block[i] = d->block[--d->blocks];
 	cuda_ok(d, cudaStreamSynchronize(d->stream));
 	cuda_ok(d, cudaFree(p));
 }
@@ -206,12 +262,12 @@ void *cuda_scratch(struct dev *d, size_t bytes)
 static void plugin_put(struct dev *d, void *dst, const void *host, size_t bytes)
 {
 	if (bytes)
-		cuda_ok(d, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, d->stream));
+		cuda_ok(d, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, queue_of(d)));
 }
 
 static void plugin_get(struct dev *d, void *host, const void *src, size_t bytes)
 {
-	if (bytes && cuda_ok(d, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, d->stream)))
+	if (bytes && cuda_ok(d, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, queue_of(d))))
 		cuda_ok(d, cudaStreamSynchronize(d->stream));
 }
 
@@ -221,25 +277,25 @@ static void plugin_copy2d(struct dev *d, void *dst, size_t dst_stride, const voi
 	if (!bytes || !rows)
 		return;
 	if (rows == 1 || (dst_stride == bytes && src_stride == bytes))
-		cuda_ok(d, cudaMemcpyAsync(dst, src, bytes * rows, cudaMemcpyDeviceToDevice, d->stream));
+		cuda_ok(d, cudaMemcpyAsync(dst, src, bytes * rows, cudaMemcpyDeviceToDevice, queue_of(d)));
 	else
-		cuda_ok(d, cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDeviceToDevice, d->stream));
+		cuda_ok(d, cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDeviceToDevice, queue_of(d)));
 }
 
 static void plugin_zero(struct dev *d, void *p, size_t bytes)
 {
 	if (bytes)
-		cuda_ok(d, cudaMemsetAsync(p, 0, bytes, d->stream));
+		cuda_ok(d, cudaMemsetAsync(p, 0, bytes, queue_of(d)));
 }
 
 /* What kernels found becomes the sticky error. */
 static void read_flag(struct dev *d)
 {
 	int flag = 0;
-	if (!cuda_ok(d, cudaMemcpyAsync(&flag, d->flag, sizeof flag, cudaMemcpyDeviceToHost, d->stream)) ||
+	if (!cuda_ok(d, cudaMemcpyAsync(&flag, d->flag, sizeof flag, cudaMemcpyDeviceToHost, queue_of(d))) ||
 	    !cuda_ok(d, cudaStreamSynchronize(d->stream)) || !flag)
 		return;
-	cuda_ok(d, cudaMemsetAsync(d->flag, 0, sizeof flag, d->stream));
+	cuda_ok(d, cudaMemsetAsync(d->flag, 0, sizeof flag, queue_of(d)));
 	if (flag & FLAG_TARGET) {
 		d->op = "xent";
 		cuda_fail(d, "a target is out of range");
@@ -277,7 +333,7 @@ static int plugin_replay(struct dev *d, int id)
 	int i = find_graph(d, id);
 	if (i < 0 || !d->graph[i].exec || d->recording >= 0)
 		return 0;
-	return cuda_ok(d, cudaGraphLaunch(d->graph[i].exec, d->stream));
+	return cuda_ok(d, cudaGraphLaunch(d->graph[i].exec, queue_of(d)));
 }
 
 /* The first time the work just runs: kernels are loaded, scratch memory grows and cuBLASLt is asked for algorithms, none of
@@ -293,7 +349,7 @@ static void plugin_record_begin(struct dev *d, int id)
 	} else if (i >= 0 && d->graph[i].exec) {
 		cuda_ok(d, cudaGraphExecDestroy(d->graph[i].exec));
 		d->graph[i].exec = NULL;
-	} else if (i >= 0 && cuda_ok(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed))) {
+	} else if (i >= 0 && cuda_ok(d, cudaStreamBeginCapture(queue_of(d), cudaStreamCaptureModeRelaxed))) {
 		d->recording = id;
 	}
 }
@@ -305,12 +361,12 @@ static void plugin_record_end(struct dev *d, int id)
 	if (d->recording != id)
 		return;
 	d->recording = -1;
-	if (!cuda_ok(d, cudaStreamEndCapture(d->stream, &g)))
+	if (!cuda_ok(d, cudaStreamEndCapture(queue_of(d), &g)))
 		return;
 	/* Work that has failed on the way is not all there. */
 	if (!d->error[0] && cuda_ok(d, cudaGraphInstantiate(&exec, g, 0))) {
 		d->graph[find_graph(d, id)].exec = exec;
-		cuda_ok(d, cudaGraphLaunch(exec, d->stream));
+		cuda_ok(d, cudaGraphLaunch(exec, queue_of(d)));
 	}
 	cudaGraphDestroy(g);
 }

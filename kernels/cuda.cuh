@@ -60,11 +60,22 @@ enum { CUDA_WORKSPACE = 32 << 20 }; /* bytes for cuBLASLt */
 
 struct product_plan; /* matmul.cu */
 
+/* The stretches of device memory that a kernel writes; 0 bytes: none. */
+struct written {
+	struct {
+		const void *p;
+		size_t bytes;
+	} at[3];
+};
+
 struct dev {
 	enum dtype type;
 	int index, sms;
 	size_t shared_max; /* bytes of shared memory a block can ask for */
-	cudaStream_t stream;
+	cudaStream_t stream; /* work is queued through queue_of() only */
+	bool early;          /* kernels can start early: see launch_early */
+	struct written last; /* what the work that was queued last writes, where that is known */
+	bool last_known;
 	const char *op;    /* the entry that runs now, for messages */
 	char error[256];   /* "op: reason" of the first failure; empty: none */
 	bool eager;        /* DALLE_CUDA_SYNC: wait after every entry, to find the one that fails */
@@ -82,6 +93,11 @@ struct dev {
 		cudaGraphExec_t exec; /* NULL: has run once, not recorded yet */
 	} graph[CUDA_GRAPHS];
 	int graphs;
+	struct {
+		char *p;
+		size_t bytes;
+	} *block; /* what alloc has given */
+	int blocks, block_room;
 	int *flag; /* device: set by kernels that meet bad values, read by sync */
 	bool without_lt;    /* DALLE_CUDA_LT=0: cuBLASLt is not wanted */
 	char products[128]; /* who makes the 16-bit products, for describe */
@@ -115,6 +131,9 @@ enum { FLAG_TARGET = 1, FLAG_LOGITS = 2 };
 void cuda_fail(struct dev *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Whether the call went well; else the sticky error is set. */
 bool cuda_ok(struct dev *d, cudaError_t e);
+/* Bytes from p to the end of what alloc gave, for a kernel that may write anywhere in it; all memory beyond p where that is not
+ * known. */
+size_t cuda_bytes_from(const struct dev *d, const void *p);
 /* Scratch memory of the running entry, 256-byte aligned, not zeroed; NULL with the sticky error set. */
 void *cuda_scratch(struct dev *d, size_t bytes);
 /* matmul.cu: cuBLASLt, where it is installed, and what is kept of it. */
@@ -151,21 +170,92 @@ DEVICE int quotient(int n, const struct divisor &d)
 	return (int)((uint64_t)((uint32_t)n * 2) * d.times >> 32 >> d.shift);
 }
 
-/* The only way kernels are launched; `shared` bytes are what SHARED points to. */
+/* The stream, for work of any kind: what it writes is not known. */
+static inline cudaStream_t queue_of(struct dev *d)
+{
+	d->last_known = false;
+	return d->stream;
+}
+
+/* Whether it is queued. */
+template <class... P, class... A>
+static bool launch_as(struct dev *d, bool early, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... a)
+{
+	if ((size_t)grid.x * grid.y * grid.z == 0 || d->error[0])
+		return false;
+	if (shared > 48 << 10 &&
+	    !cuda_ok(d, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared)))
+		return false;
+	cudaStream_t stream = queue_of(d);
+#ifdef CUDA_EMULATED
+	(void)stream;
+	emu_launch((const void *)kernel, grid, block, shared, early, [=] { kernel(static_cast<P>(a)...); });
+#else
+	cudaLaunchAttribute how = {};
+	how.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	how.val.programmaticStreamSerializationAllowed = 1;
+	cudaLaunchConfig_t config = {};
+	config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+	config.attrs = &how, config.numAttrs = early ? 1 : 0;
+	cudaLaunchKernelEx(&config, kernel, static_cast<P>(a)...);
+#endif
+	return cuda_ok(d, cudaGetLastError());
+}
+
+/* The only two ways kernels are launched; `shared` bytes are what SHARED points to. */
 template <class... P, class... A>
 static void launch(struct dev *d, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... a)
 {
-	if ((size_t)grid.x * grid.y * grid.z == 0 || d->error[0])
-		return;
-	if (shared > 48 << 10 &&
-	    !cuda_ok(d, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared)))
-		return;
+	launch_as(d, false, kernel, grid, block, shared, a...);
+}
+
+/* A kernel that may start while the work queued before it still runs; w: all that it writes.  Nobody vouches for the order
+ * but the kernel itself:
+ *   - Every thread calls await_previous(), and before that neither reads what earlier work may have written nor writes,
+ *     nor calls let_next_start().
+ * So once a kernel lets the next one start, all before it has ended and is visible, and the next one can
+ * overlap with this one alone (with one that never lets it, in its last moments).  Therefore
+ *   - before await_previous() a kernel may read what is settled(): what the work queued last does not write.
+ * That is asked when the kernel is queued and passed to it.  What a graph begins with follows on unknown work. */
+template <class... P, class... A>
+static void launch_early(struct dev *d, const struct written &w, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                         A... a)
+{
+	if (launch_as(d, d->early, kernel, grid, block, shared, a...)) {
+		d->last = w;
+		d->last_known = true;
+	}
+}
+
+/* Whether a kernel that is queued now can read these bytes before await_previous(). */
+static inline bool settled(const struct dev *d, const void *p, size_t bytes)
+{
+	bool apart = d->early && d->last_known;
+	for (int i = 0; i < 3; i++) {
+		uintptr_t a = (uintptr_t)d->last.at[i].p, b = (uintptr_t)p;
+		apart = apart && (a + d->last.at[i].bytes <= b || b + bytes <= a || !d->last.at[i].bytes);
+	}
+	return apart;
+}
+
+/* All work queued before this kernel has ended, and what it wrote can be read. */
+DEVICE void await_previous()
+{
 #ifdef CUDA_EMULATED
-	emu_launch((const void *)kernel, grid, block, shared, [=] { kernel(static_cast<P>(a)...); });
-#else
-	kernel<<<grid, block, shared, d->stream>>>(static_cast<P>(a)...);
+	emu_await_previous();
+#elif __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-	cuda_ok(d, cudaGetLastError());
+}
+
+/* The next kernel may start once all blocks have come here. */
+DEVICE void let_next_start()
+{
+#ifdef CUDA_EMULATED
+	emu_let_next_start();
+#elif __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 #ifndef CUDA_EMULATED

@@ -1,6 +1,6 @@
 /* elem.cu - elem.c on a GPU: casts, residual sum, ReLU, GELU, pixels, embedding tables.  Bound by memory:
  * four elements a thread and step. */
-#include "cuda.cuh"
+#include "gelu.cuh"
 
 namespace FOR_TYPE {
 
@@ -137,16 +137,6 @@ void relu_bwd_add(struct dev *d, float *dx, const void *dy, const float *x, size
 }
 
 /* ---- GELU ---- */
-
-DEVICE float normal_cdf(float u)
-{
-	return 0.5f * erfcf(-0.70710678f * u);
-}
-
-DEVICE float gelu(float u, int exact)
-{
-	return exact ? u * normal_cdf(u) : u / (1.0f + expf(-1.702f * u));
-}
 
 /* The derivative: s + u s' with s the gate. */
 DEVICE float gelu_slope(float u, int exact)

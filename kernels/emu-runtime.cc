@@ -139,14 +139,16 @@ static void run_queued()
 	queued.clear();
 }
 
+/* Where work goes now. */
+static std::vector<std::function<void()>> &work()
+{
+	return capturing ? capturing->work : queued;
+}
+
 static void queue(const std::function<void()> &f)
 {
-	if (dry())
-		return;
-	if (capturing)
-		capturing->work.push_back(f);
-	else
-		queued.push_back(f);
+	if (!dry())
+		work().push_back(f);
 }
 
 /* ---- launches, refused as a device refuses them ---- */
@@ -176,12 +178,18 @@ static bool allowed(const void *kernel, dim3 grid, dim3 block, size_t shared)
 	return blocks && n >= 1 && n <= EMU_THREADS && block.z <= 64 && (shared <= SHARED_AT_FIRST || shared <= asked);
 }
 
-void emu_launch(const void *kernel, dim3 grid, dim3 block, size_t shared, std::function<void()> f)
+void emu_launch(const void *kernel, dim3 grid, dim3 block, size_t shared, bool early, std::function<void()> f)
 {
-	if (allowed(kernel, grid, block, shared))
-		queue([=] { emu_run_grid(grid, block, shared, f); });
-	else
+	std::shared_ptr<emu_reads> reads;
+	if (!allowed(kernel, grid, block, shared)) {
 		last_error = cudaErrorInvalidConfiguration;
+		return;
+	}
+	if (early && !work().empty()) {
+		reads = emu_new_reads();
+		work().insert(work().end() - 1, [=] { emu_run_grid(grid, block, shared, f, EMU_AHEAD, reads.get()); });
+	}
+	queue([=] { emu_run_grid(grid, block, shared, f, early ? EMU_IN_TURN : EMU_ALONE, reads.get()); });
 }
 
 /* ---- copies: from the host's memory as it is now, to it at once ---- */
@@ -294,7 +302,8 @@ cudaError_t cudaGetDeviceCount(int *n)
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
-	*p = cudaDeviceProp{"emulated device", 9, 0, 1, REGION, (size_t)shared_most()};
+	const char *sms = getenv("EMU_SMS");
+	*p = cudaDeviceProp{"emulated device", 9, 0, sms ? atoi(sms) : 1, REGION, (size_t)shared_most()};
 	return cudaSuccess;
 }
 

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <array>
+#include <map>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -34,6 +36,7 @@ struct fibre {
 	void *sp; /* where the fibre stopped */
 	char *stack;
 	bool made, done;
+	bool waited; /* has called await_previous */
 	const unsigned *gate; /* waits while *gate == seen; NULL: it can run */
 	unsigned seen;
 	unsigned meetings; /* of its warp that it has been to */
@@ -55,6 +58,14 @@ static struct {
 static int current;
 static bool reverse_order;
 static const std::function<void()> *body;
+
+/* The 16 bytes that were at an address when they were read early. */
+struct emu_reads {
+	std::map<const void *, std::array<char, 16>> at;
+};
+struct run_ends {}; /* thrown in a run that goes as far as await_previous */
+static enum emu_turn turn;
+static emu_reads *reads;
 static void *scheduler_sp;
 
 #if defined(__x86_64__)
@@ -177,7 +188,12 @@ static void fibre_main()
 #endif
 	for (;;) {
 		fibre *me = &fibres[current];
-		(*body)();
+		try {
+			(*body)();
+			if (turn != EMU_ALONE && !me->waited)
+				emu_stop("a thread of a kernel that starts early has not waited for the work before it");
+		} catch (const run_ends &) {
+		}
 		me->done = true;
 		alive--;
 		warp *w = &warps[(me - fibres) / 32];
@@ -222,7 +238,7 @@ static void run_block()
 		fibre *f = &fibres[i];
 		if (!f->made)
 			make_fibre(f);
-		f->done = false;
+		f->done = f->waited = false;
 		f->gate = NULL;
 		f->meetings = 0;
 		f->copies.assign(1, std::vector<copy>());
@@ -234,8 +250,12 @@ static void run_block()
 	switch_to(&scheduler_sp, reverse_order ? (int)threads - 1 : 0);
 }
 
-void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &f)
+void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &f, enum emu_turn t, emu_reads *r)
 {
+	turn = t;
+	reads = r;
+	if (turn == EMU_AHEAD)
+		reads->at.clear();
 	threads = block.x * block.y * block.z;
 	const char *order = getenv("EMU_ORDER");
 	reverse_order = order && strcmp(order, "reverse") == 0;
@@ -370,6 +390,37 @@ void emu_ldmatrix(uint32_t r[4], const void *row, bool transposed)
 	__syncwarp(); /* rows may be overwritten after this */
 }
 
+/* ---- kernels that start early ---- */
+
+std::shared_ptr<emu_reads> emu_new_reads()
+{
+	return std::make_shared<emu_reads>();
+}
+
+void emu_await_previous()
+{
+	fibres[current].waited = true;
+	if (turn == EMU_AHEAD)
+		throw run_ends();
+}
+
+void emu_let_next_start()
+{
+	if (!fibres[current].waited)
+		emu_stop("lets the next kernel start without having waited for the work before it");
+}
+
+/* Without a run ahead, as after the host has waited, there is nothing to compare with. */
+static void read_early(const void *p)
+{
+	std::array<char, 16> now;
+	memcpy(now.data(), p, sizeof now);
+	if (turn == EMU_AHEAD)
+		reads->at[p] = now;
+	else if (reads && reads->at.count(p) && reads->at[p] != now)
+		emu_stop("what a kernel read before it has waited was still to be written");
+}
+
 /* ---- asynchronous copies ---- */
 
 static void arrive(const copy &k)
@@ -385,6 +436,8 @@ void emu_copy16(void *shared, const void *device, bool zeros)
 {
 	if ((uintptr_t)shared % 16 || (!zeros && (uintptr_t)device % 16))
 		emu_stop("a copy of 16 bytes is not aligned");
+	if (turn != EMU_ALONE && !zeros && !fibres[current].waited)
+		read_early(device);
 	copy c = {shared, zeros ? NULL : device};
 	if (reverse_order)
 		arrive(c);

@@ -10,8 +10,10 @@
  *
  * Work that is queued runs as late as it may, when the host waits.  A launch that a device would refuse fails as it does
  * there: too many blocks or threads, more shared memory than the kernel has asked for, or than a block can have
- * (EMU_SHARED, KiB, in place of 227).  With EMU_DRY=1 nothing is computed or copied and memory has no bounds: launches of
- * any size are checked.
+ * (EMU_SHARED, KiB, in place of 227).  EMU_SMS is its number of multiprocessors, by which kernels choose their grids (1).
+ * With EMU_DRY=1 nothing is computed or copied and memory has no bounds: launches of any size are checked.
+ *
+ * A kernel that may start early does: as far as it gets without waiting for what was queued before it.
  *
  * Only what the kernels use is here. */
 #ifndef EMU_H
@@ -23,6 +25,7 @@
 #include <string.h>
 
 #include <functional>
+#include <memory>
 
 #define __global__
 #define __device__
@@ -50,7 +53,7 @@ extern emu_state emu;
 #define SHARED emu.shared
 enum { EMU_THREADS = 1024 }; /* of a block, at most */
 
-void emu_launch(const void *kernel, dim3 grid, dim3 block, size_t shared, std::function<void()> body);
+void emu_launch(const void *kernel, dim3 grid, dim3 block, size_t shared, bool early, std::function<void()> body);
 
 /* ---- what threads do together ---- */
 
@@ -108,6 +111,13 @@ static inline int atomicOr(int *p, int x)
 	*p |= x;
 	return old;
 }
+
+/* ---- kernels that start early ---- */
+
+/* Such a kernel runs twice: before the work that was queued before it as far as every thread's await_previous, where that run
+ * ends, and whole after that work.  What is copied to shared memory before await_previous must be the same both times. */
+void emu_await_previous();
+void emu_let_next_start();
 
 /* ---- arithmetic ---- */
 
@@ -177,7 +187,12 @@ const char *cudaGetErrorString(cudaError_t e);
 
 /* ---- between emu.cc and emu-runtime.cc ---- */
 
-void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
+/* How a grid is run: alone, or early in two runs, the first of which notes what it reads. */
+enum emu_turn { EMU_ALONE, EMU_AHEAD, EMU_IN_TURN };
+struct emu_reads;
+void emu_run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &body, enum emu_turn turn = EMU_ALONE,
+                  emu_reads *reads = NULL);
+std::shared_ptr<emu_reads> emu_new_reads();
 void emu_touch(bool on); /* device memory may be touched from now on; calls nest */
 void emu_stop(const char *what);
 int emu_device(); /* which one the process computes on */

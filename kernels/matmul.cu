@@ -1,8 +1,9 @@
 /* matmul.cu - linear layers on a GPU.  16-bit products go through cuBLASLt, with bias and accumulation in its
  * epilogue; its choice of algorithm is asked for once per shape and kept.  What it declines, and all f32 products
- * (cuBLASLt's result of a row changes with the number of rows), are ours: gemm.cu.
+ * (cuBLASLt's result of a row changes with the number of rows), are ours: gemm.cu; so are the layers of a few rows: few.cu.
  *
  * The library is looked for when a device is opened: where it is not installed, all products are ours. */
+#include "few.cuh"
 #include "gemm.cuh"
 
 #include <dlfcn.h>
@@ -210,7 +211,7 @@ static bool plan_run(struct dev *d, const struct product_plan *p, const struct l
 	if (l->bias)
 		lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
 	return lt.Matmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo, d->workspace,
-	                 p->workspace, d->stream) == CUBLAS_STATUS_SUCCESS;
+	                 p->workspace, queue_of(d)) == CUBLAS_STATUS_SUCCESS;
 }
 #endif
 
@@ -291,7 +292,7 @@ void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const floa
 		for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
 		return;
 	}
-	if (too_many(d, rows) || !rows)
+	if (few_rows(d, few{y, NULL, x, w, b, in, out, wide, add ? (const float *)y : NULL, 0, 0}, rows) || too_many(d, rows) || !rows)
 		return;
 #if !T_IS_F32
 	struct library_product l = {{out, (int)rows, in, 1, 0, wide, add, 0, 0}, w, x, y, library_bias(d, b, out, wide)};
@@ -344,6 +345,8 @@ void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, co
 void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, const void *w, const float *b, size_t rows, int in,
                      int out, int exact)
 {
+	if (few_rows(d, few{y, u, x, w, b, in, out, false, NULL, exact, 0}, rows))
+		return;
 	linear_fwd(d, u, x, w, b, rows, in, out, 0);
 	gelu_fwd(d, y, u, rows * (size_t)out, exact); /* of u as it is stored: the backward sees the same */
 }

@@ -61,7 +61,7 @@ void plugin_ranks_sum(struct dev *d, float *x, size_t n)
 {
 	char why[200];
 	d->op = "ranks_sum";
-	if (!d->error[0] && !well(nccl.AllReduce(x, x, n, ncclFloat32, ncclSum, d->ranks, d->stream), "sum", why, sizeof why))
+	if (!d->error[0] && !well(nccl.AllReduce(x, x, n, ncclFloat32, ncclSum, d->ranks, queue_of(d)), "sum", why, sizeof why))
 		cuda_fail(d, "%s", why);
 }
 

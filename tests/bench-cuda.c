@@ -133,6 +133,75 @@ static void bench_product(size_t rows, int in, int out, const char *name)
 	ops->release(dev, p.x), ops->release(dev, p.w), ops->release(dev, p.y), ops->release(dev, p.dw), ops->release(dev, p.b);
 }
 
+/* ---- decoding: products of a few rows, which are the reading of their weights ---- */
+
+enum { LAYERS = 24, PRODUCTS = 4 };
+static const struct {
+	const char *name;
+	int in, out, flags;
+} decoded[PRODUCTS] = {
+	{"2048 -> 6144", 2048, 6144, 0}, {"2048 -> 2048, f32", 2048, 2048, OP_OUT_F32}, {"2048 -> 8192, GELU", 2048, 8192, 0},
+	{"8192 -> 2048, f32", 8192, 2048, OP_OUT_F32},
+};
+
+struct step {
+	size_t rows;
+	int from, to; /* which products */
+	int id;       /* of the recording */
+	void *x, *y, *u;
+	char *w;      /* every layer has its own, more than caches hold */
+	float *b;
+};
+
+/* Queues a step's products, or only counts the bytes of their weights. */
+static size_t queue_step(const struct step *s, int count_only)
+{
+	size_t at = 0;
+	for (int l = 0; l < LAYERS; l++)
+		for (int i = s->from; i < s->to; i++) {
+			int in = decoded[i].in, out = decoded[i].out;
+			if (!count_only && out == 8192)
+				ops->linear_gelu_fwd(dev, s->y, s->u, s->x, s->w + at, s->b, s->rows, in, out, 0);
+			else if (!count_only)
+				ops->linear_fwd(dev, s->y, s->x, s->w + at, s->b, s->rows, in, out, decoded[i].flags);
+			at += 2 * (size_t)in * (size_t)out;
+		}
+	return at;
+}
+
+static void run_step(void *with)
+{
+	struct step *s = with;
+	if (ops->replay(dev, s->id))
+		return;
+	ops->record_begin(dev, s->id);
+	queue_step(s, 0);
+	ops->record_end(dev, s->id);
+}
+
+static void print_step(struct step *s, const char *name)
+{
+	double rate = (double)queue_step(s, 1) / seconds(run_step, s);
+	printf("  %zu rows, %-28s %8.0f GB/s  %3.0f %% of the copy\n", s->rows, name, 1e-9 * rate, 100 * rate / most->copy);
+	s->id++;
+}
+
+static void bench_steps(void)
+{
+	struct step s = {.from = 0, .to = PRODUCTS, .x = filled(8 * 8192 * 2), .y = filled(8 * 8192 * 4), .u = filled(8 * 8192 * 2),
+	                 .b = filled(8192 * 4)};
+	s.w = filled(queue_step(&s, 1));
+	for (s.rows = 1; s.rows <= 8; s.rows += 7) {
+		for (int i = 0; i < PRODUCTS; i++) {
+			s.from = i, s.to = i + 1;
+			print_step(&s, decoded[i].name);
+		}
+		s.from = 0, s.to = PRODUCTS;
+		print_step(&s, "all four in turn");
+	}
+	ops->release(dev, s.x), ops->release(dev, s.y), ops->release(dev, s.u), ops->release(dev, s.b), ops->release(dev, s.w);
+}
+
 struct block {
 	void *a, *b;
 	size_t bytes;
@@ -286,6 +355,7 @@ static const struct group {
 } groups[] = {
 	{"ceilings, bf16", ceilings},
 	{"layers of 1.2b, 8 sequences", layers},
+	{"products of a decoding step of 1.2b, bytes of the weights", bench_steps},
 	{"attention, 8 sequences of 256 + 32 x 32 states, 32 heads of 64", attentions},
 	{"convolutions of the paper's dVAE, 16 pictures", convolutions},
 	{"optimizer, 67 million weights", updates},

@@ -58,6 +58,7 @@ program test-cuda CUDA_LARGE=1 || {
 	echo "with DALLE_CUDA_SYNC, which tells the op of a failure:"
 	DALLE_CUDA_SYNC=1 timeout -k 5 "$LIMIT" "$BUILD/tests/test-cuda" 2>&1 | tail -n 40
 }
+program test-cuda-few CUDA_LARGE=1
 for t in ops attn latent optim; do
 	program "test-$t" OPS_DEVICE=cuda
 done

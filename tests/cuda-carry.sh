@@ -9,7 +9,7 @@ BUILD=${BUILD:-build} to=$1
 mkdir -p "$to/tests" "$to/build/bin" "$to/build/tests" "$to/build/so" "$to/build/lib/dalle-tools"
 cp tests/*cuda*.sh tests/bench-torch.py "$to/tests"
 cp "$BUILD"/bin/* "$to/build/bin"
-for t in test-cuda test-ops test-attn test-latent test-optim bench-cuda bench-dalle; do cp "$BUILD/tests/$t" "$to/build/tests"; done
+for t in test-cuda test-cuda-few test-ops test-attn test-latent test-optim bench-cuda bench-dalle; do cp "$BUILD/tests/$t" "$to/build/tests"; done
 cp "$BUILD/lib/dalle-tools/dalle-cuda.so" "$to/build/lib/dalle-tools"
 strip "$to"/build/bin/* "$to"/build/tests/* "$to/build/lib/dalle-tools/dalle-cuda.so"
 # The C library's own are the machine's.

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define UNUSED __attribute__((unused)) static
+
 enum { GUARD = 64 };
 static const char *const type_names[] = {"f32", "bf16", "f16", "1-6-9", "0-6-10"};
 
@@ -77,7 +79,7 @@ static struct pair pair_of(enum dtype t, size_t n, double lo, double hi)
 }
 
 /* f32 values that t can hold. */
-static struct pair pair_rounded(enum dtype t, size_t n, double lo, double hi)
+UNUSED struct pair pair_rounded(enum dtype t, size_t n, double lo, double hi)
 {
 	float *h = must(calloc(n + 1, sizeof *h));
 	for (size_t i = 0; i < n; i++) {
@@ -95,13 +97,13 @@ static struct pair pair_output(enum dtype t, size_t n)
 	return pair_of(t, n, NAN, NAN);
 }
 
-static struct pair pair_ints(size_t n, const int32_t *v)
+UNUSED struct pair pair_ints(size_t n, const int32_t *v)
 {
 	return pair_bytes(DT_F32, n, 4, v);
 }
 
 /* n integers in [lo, hi]. */
-static struct pair pair_range(size_t n, int lo, int hi)
+UNUSED struct pair pair_range(size_t n, int lo, int hi)
 {
 	int32_t *v = must(calloc(n + 1, sizeof *v));
 	for (size_t i = 0; i < n; i++)
@@ -112,7 +114,7 @@ static struct pair pair_range(size_t n, int lo, int hi)
 }
 
 /* n bytes to be written. */
-static struct pair pair_noise(size_t n)
+UNUSED struct pair pair_noise(size_t n)
 {
 	unsigned char *h = must(malloc(n + 1));
 	memset(h, 0xEE, n);
@@ -190,7 +192,7 @@ static void same(const struct pair *x, double units, const char *what)
 }
 
 /* Values rounded at random by the same bits: only a sum whose last bit differs may round otherwise. */
-static void mostly_equal(const struct pair *x, const char *what)
+UNUSED void mostly_equal(const struct pair *x, const char *what)
 {
 	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what);
 	size_t differ = 0;
@@ -201,7 +203,7 @@ static void mostly_equal(const struct pair *x, const char *what)
 	free(got);
 }
 
-static void same_bytes(const struct pair *x, size_t size, const char *what)
+UNUSED void same_bytes(const struct pair *x, size_t size, const char *what)
 {
 	unsigned char *h[2];
 	for (int s = 0; s < 2; s++) {

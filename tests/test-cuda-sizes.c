@@ -94,6 +94,10 @@ static void check_sampling(int C, int H, int B)
 	o->draw(d, ids, logits, some(8 * (size_t)B), ids, 1, 1 << 20, &how);
 	o->argmax(d, ids, logits, (size_t)B, 8192);
 	went_well("sampling");
+	for (size_t rows = 1; rows <= 8; rows++) {
+		linear(rows, C, 3 * C, 0), linear(rows, C, C, OP_OUT_F32), linear(rows, C, 4 * C, 0), linear(rows, 4 * C, C, OP_OUT_F32);
+		linear(rows, C, 8192, OP_OUT_F32);
+	}
 }
 
 static void conv(int N, int side, int in, int out, int k, int flags)

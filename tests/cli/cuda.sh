@@ -8,11 +8,13 @@ bin=$BUILD/bin
 
 # With sanitizers; they must be loaded before the program that loads the plugin.
 san=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)
-DALLE_PLUGINS=$BUILD/sanitized LD_PRELOAD=$san ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-	"$BUILD/tests/test-cuda" > sanitized.log 2>&1 || { bad "with sanitizers"; tail -n 20 sanitized.log; }
-# A missing barrier shows in one order or the other.
-EMU_ORDER=reverse DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-cuda" > reverse.log 2>&1 ||
-	{ bad "threads in reverse"; tail -n 20 reverse.log; }
+for t in cuda cuda-few; do
+	DALLE_PLUGINS=$BUILD/sanitized LD_PRELOAD=$san ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		"$BUILD/tests/test-$t" > sanitized.log 2>&1 || { bad "test-$t with sanitizers"; tail -n 20 sanitized.log; }
+	# A missing barrier shows in one order or the other.
+	EMU_ORDER=reverse DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-$t" > reverse.log 2>&1 ||
+		{ bad "test-$t, threads in reverse"; tail -n 20 reverse.log; }
+done
 # The definitions and finite differences of the tests of ops.
 for t in ops attn optim; do
 	OPS_DEVICE=cuda DALLE_PLUGINS=$BUILD/emulated "$BUILD/tests/test-$t" > $t.log 2>&1 || { bad "test-$t"; tail -n 20 $t.log; }
