@@ -103,11 +103,7 @@ $(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcomm
 
 # ---- the CUDA plugin: each source once per element type; no program links to it ----
 CU_TYPED := elem norm loss gemm matmul conv attn
-<<<<<<< HEAD
-CU_HALF  := flash flash-bwd
-=======
-CU_HALF  := flash few
->>>>>>> few
+CU_HALF  := flash flash-bwd few
 CU_ONCE  := latent optim ranks
 CU_EMU   := emu.o emu-runtime.o emu-ranks.o
 CU_OBJ   := cuda.o $(CU_TYPED:%=%-f32.o) $(foreach t,bf16 f16,$(CU_TYPED:%=%-$(t).o) $(CU_HALF:%=%-$(t).o)) $(CU_ONCE:%=%-f32.o)
