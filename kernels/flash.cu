@@ -11,18 +11,6 @@ namespace FOR_TYPE {
 
 enum { TILE = 64, WARPS = 4, THREADS = WARPS * WARP, PAD = 8, CHUNK = 8 };
 enum { FWD_TILES = 5, BWD_TILES = 6 }; /* in shared memory: of the queries, and two of keys and values each */
-static const float LOG2E = 1.4426950408889634f;
-
-DEVICE float fast_exp2(float x)
-{
-#ifdef CUDA_EMULATED
-	return exp2f(x);
-#else
-	float y;
-	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-	return y;
-#endif
-}
 
 /* ---- tiles in shared memory: [ROWS][DP + PAD] ---- */
 
@@ -105,19 +93,6 @@ DEVICE int fragment_row(int r)
 DEVICE int fragment_column(int j, int q)
 {
 	return 8 * j + (int)(threadIdx.x % 4) * 2 + q;
-}
-
-/* Sum and maximum over the four lanes that share a row. */
-DEVICE float row_sum(float x)
-{
-	x += __shfl_xor_sync(ALL_LANES, x, 1);
-	return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
-DEVICE float row_max(float x)
-{
-	x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-	return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
 /* y[place row0 + ..] = gain[r] * sum, for the block's rows below `to`. */
