@@ -83,16 +83,38 @@ DEVICE int back_of(const struct mask &m, const struct row &r, int n)
 	return n / across * m.W + (k <= m.h ? k : m.W - across + k);
 }
 
-/* Key number n and whether there is such a state.  The own one is taken from where it comes from, so that no one waits until
- * it is in the ring. */
-template <bool TEXT> DEVICE const T *key_of(const struct step &s, const struct row &r, int n, bool &there)
+/* Where key number n is: states of the text (with TEXT), then places of the ring.  The row's own state is taken from where it
+ * comes from, so that no one waits until it is in the ring. */
+enum { OWN = -1, NONE = -2 };
+
+template <bool TEXT> DEVICE int place_of(const struct step &s, const struct row &r, int n)
 {
-	int last = min(n, r.keys - 1), back = back_of(s.m, r, max(last - s.n_text, 0)), place;
-	there = n == last && back <= r.pos;
-	back = min(back, r.pos);
-	place = back > r.place ? r.place - back + s.window : r.place - back;
-	const T *x = back ? s.image + r.ring + (size_t)place * s.stride : s.qkv + r.q + s.part;
-	return TEXT && n < s.n_text ? s.text + r.text + (size_t)n * s.stride : x;
+	if (TEXT && n < s.n_text)
+		return n;
+	int back = n < r.keys ? back_of(s.m, r, n - s.n_text) : INT32_MAX, place = r.place - back;
+	if (back > r.pos)
+		return NONE;
+	return back == 0 ? OWN : (TEXT ? s.n_text : 0) + (place < 0 ? place + s.window : place);
+}
+
+/* Where this lane's columns of the keys begin; in bytes, so that a key's address is one product and sum. */
+struct places {
+	const char *text, *ring, *own;
+};
+
+DEVICE struct places places_of(const struct step &s, const struct row &r, int column)
+{
+	return places{(const char *)(s.text + r.text + column), (const char *)(s.image + r.ring + column),
+	              (const char *)(s.qkv + r.q + s.part + column)};
+}
+
+/* Of NONE the own one again: what is loaded and not used costs less than zeros. */
+template <bool TEXT> DEVICE const T *key_at(const struct step &s, const struct places &at, int place)
+{
+	bool text = TEXT && place < s.n_text;
+	int n = max(TEXT && !text ? place - s.n_text : place, 0);
+	const char *x = place < 0 ? at.own : text ? at.text : at.ring;
+	return (const T *)(x + (size_t)(unsigned)n * (s.stride * (unsigned)sizeof(T)));
 }
 
 /* ---- walks: LANES lanes take a key, each TURNS times N of its columns ---- */
@@ -141,15 +163,14 @@ template <int N, int TURNS> struct share {
 	float top, total, sum[TURNS][N];
 };
 
-/* Zeros beyond D and of what is not there, where nothing is read. */
-template <int N, int LANES, int TURNS> DEVICE struct columns<N, TURNS> fetch(const T *x, int D, bool there)
+/* The lane's columns of a state, from x on, of which `left` exist; of rows that a single turn does, all lanes have some. */
+template <int N, int LANES, int TURNS> DEVICE struct columns<N, TURNS> fetch(const T *x, int left)
 {
 	struct columns<N, TURNS> k = {};
-	int column = lane_id() % LANES * N;
 #pragma unroll
 	for (int t = 0; t < TURNS; t++)
-		if (there && column < D - t * LANES * N)
-			k.at[t] = *(const struct words<N> *)(x + column + t * LANES * N);
+		if (TURNS == 1 || t * LANES * N < left)
+			k.at[t] = *(const struct words<N> *)(x + t * LANES * N);
 	return k;
 }
 
@@ -231,18 +252,26 @@ template <int N, int LANES, int TURNS> DEVICE void gather(struct share<N, TURNS>
 template <bool TEXT, int N, int LANES, int TURNS, int AHEAD>
 DEVICE struct share<N, TURNS> walk(const struct step &s, const struct row &r, int from, int by)
 {
+	enum { TOGETHER = WARP / LANES }; /* AHEAD times that is at most WARP */
 	struct share<N, TURNS> k = {-INFINITY, 0, {}};
-	struct columns<N, TURNS> q = fetch<N, LANES, TURNS>(s.qkv + r.q, s.D, true), key[AHEAD], value[AHEAD];
+	int column = lane_id() % LANES * N, left = s.D - column;
+	bool spare = TURNS == 1 && left <= 0; /* a lane beyond D takes the first columns, and nothing of the query */
+	struct places at = places_of(s, r, spare ? 0 : column);
+	struct columns<N, TURNS> q = fetch<N, LANES, TURNS>(s.qkv + r.q + (spare ? 0 : column), left), key[AHEAD], value[AHEAD];
+	if (spare)
+		q = {};
 	float score[AHEAD];
 	for (; from < r.keys; from += AHEAD * by) {
 		float top = k.top;
+		/* Each lane looks for one of the keys. */
+		int mine = place_of<TEXT>(s, r, from + lane_id() / TOGETHER * by + lane_id() % TOGETHER);
 #pragma unroll
 		for (int a = 0; a < AHEAD; a++) {
-			bool there;
-			const T *x = key_of<TEXT>(s, r, from + a * by + lane_id() / LANES, there);
-			score[a] = there ? s.scale : -INFINITY;
-			key[a] = fetch<N, LANES, TURNS>(x, s.D, there);
-			value[a] = fetch<N, LANES, TURNS>(x + s.part, s.D, there);
+			int place = __shfl_sync(ALL_LANES, mine, a * TOGETHER + lane_id() / LANES);
+			const T *x = key_at<TEXT>(s, at, place);
+			score[a] = place == NONE ? -INFINITY : s.scale;
+			key[a] = fetch<N, LANES, TURNS>(x, left);
+			value[a] = fetch<N, LANES, TURNS>(x + s.part, left);
 		}
 #pragma unroll
 		for (int a = 0; a < AHEAD; a++) {
@@ -333,7 +362,7 @@ KERNEL __launch_bounds__(WARPS *WARP, T_IS_F32 && N > 1 ? 2 : 1) attn_step_kerne
 
 static void any_step(struct dev *d, const struct step &s)
 {
-	enum { N = 16 / (int)sizeof(T), AHEAD = T_IS_F32 ? 4 : 5 };
+	enum { N = 16 / (int)sizeof(T), AHEAD = T_IS_F32 ? 3 : 5 };
 	void (*kernel)(struct step) = attn_step_kernel<1, WARP, HEAD_MOST / WARP, 1>;
 	if (s.D % N == 0 && s.D <= WARP * N && aligned(s.text, 16) && aligned(s.image, 16) && aligned(s.qkv, 16))
 		kernel = s.D <= 8 * N    ? attn_step_kernel<N, 8, 1, AHEAD>
@@ -545,7 +574,7 @@ template <int DP> DEVICE void texts(struct tile<DP> *to, const struct step &s, i
 /* Each row's own image keys, a row a warp; and what is kept of it. */
 template <int DP> DEVICE void images(struct tile<DP> *to, const struct step &s, int row0, int h)
 {
-	enum { LANES = DP / 8, AHEAD = 3 };
+	enum { LANES = DP / 8, AHEAD = 5 };
 	for (int row = (int)threadIdx.x / WARP; row < ROWS && row0 + row < s.B; row += TILE_WARPS) {
 		struct row r = row_of(s, row0 + row, h);
 		if (r.pos < 0)
