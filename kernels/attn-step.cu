@@ -301,19 +301,19 @@ template <int N, int LANES, int TURNS> DEVICE void put_sums(float *to, const str
 				store<V>(to + (t * LANES + lane) * N + i, &k.sum[t][i]);
 }
 
-/* y[N] = the softmax over all SHARES, in order: top[] and total[] `step` apart, sums `size` apart. */
-template <int SHARES, int N>
+/* y[N] = the softmax over COUNT shares, in order: top[] and total[] `step` apart, sums `size` apart. */
+template <int COUNT, int N>
 DEVICE void merge(float y[N], const float *sum, int size, const float *top, const float *total, int step)
 {
 	float high = -INFINITY, all = 0, x[N];
 #pragma unroll
-	for (int k = 0; k < SHARES; k++)
+	for (int k = 0; k < COUNT; k++)
 		high = fmaxf(high, top[k * step]);
 #pragma unroll
 	for (int i = 0; i < N; i++)
 		y[i] = 0;
 #pragma unroll
-	for (int k = 0; k < SHARES; k++) {
+	for (int k = 0; k < COUNT; k++) {
 		float p = power(top[k * step] - base_of(high));
 		load<N>(x, sum + k * size);
 		all += p * total[k * step];
@@ -379,10 +379,11 @@ static bool tile_step(struct dev *, const struct step &)
 	return false;
 }
 #else
-/* Shares: the text's keys, 16 at a time by the warps in turn, and the image's. */
-enum { ROWS = 16, KEYS = 16, TILE_WARPS = 8, SHARES = TILE_WARPS + 1 };
+enum { ROWS = 16, KEYS = 16, FEW_WARPS = 8, MANY_WARPS = 16 };
 
+/* Shares of the rows: of the text's keys, KEYS at a time each share in turn, and behind them of the image's. */
 template <int DP> struct tile {
+	enum { TEXTS = DP == 64 ? 16 : 8, SHARES = TEXTS + 1 };
 	float sum[SHARES][ROWS][DP + 4], top[SHARES][ROWS], total[SHARES][ROWS];
 };
 
@@ -501,13 +502,13 @@ template <int DP> DEVICE void weigh_text(struct text_share<DP> &k, const float p
 		}
 }
 
-/* The warp's keys of one caption, for all queries of the tile. */
+/* One share of a caption's keys, for all queries of the tile. */
 template <int DP>
-DEVICE struct text_share<DP> walk_text(const struct step &s, const uint32_t q[DP / 16][4], const T *text)
+DEVICE struct text_share<DP> walk_text(const struct step &s, const uint32_t q[DP / 16][4], const T *text, int share)
 {
 	struct text_share<DP> k = {{-INFINITY, -INFINITY}, {}, {}};
 #pragma unroll 1
-	for (int n = (int)threadIdx.x / WARP * KEYS; n < s.n_text; n += TILE_WARPS * KEYS) {
+	for (int n = share * KEYS; n < s.n_text; n += tile<DP>::TEXTS * KEYS) {
 		const T *x = text + (size_t)n * s.stride;
 		uint32_t key[2][DP / 32][4], value[DP / 64][4][4];
 		float p[2][4] = {};
@@ -527,9 +528,9 @@ DEVICE struct text_share<DP> walk_text(const struct step &s, const uint32_t q[DP
 }
 
 /* Into shared memory, for the rows whose bit is set.  A lane has 16 columns in a row (see load_values). */
-template <int DP> DEVICE void put_text(struct tile<DP> *to, const struct text_share<DP> &k, unsigned rows)
+template <int DP> DEVICE void put_text(struct tile<DP> *to, const struct text_share<DP> &k, int share, unsigned rows)
 {
-	int warp = (int)threadIdx.x / WARP, p = lane_id() % 4;
+	int p = lane_id() % 4;
 #pragma unroll
 	for (int r = 0; r < 2; r++) {
 		int row = lane_id() / 4 + 8 * r;
@@ -537,8 +538,8 @@ template <int DP> DEVICE void put_text(struct tile<DP> *to, const struct text_sh
 		if (!(rows >> row & 1))
 			continue;
 		if (p == 0) {
-			to->top[warp][row] = k.top[r];
-			to->total[warp][row] = total;
+			to->top[share][row] = k.top[r];
+			to->total[share][row] = total;
 		}
 #pragma unroll
 		for (int e = 0; e < DP / 4; e += 4) {
@@ -546,7 +547,7 @@ template <int DP> DEVICE void put_text(struct tile<DP> *to, const struct text_sh
 #pragma unroll
 			for (int i = 0; i < 4; i++)
 				x[i] = k.sum[e / 16 * 8 + e % 8 + i][2 * r + e % 16 / 8];
-			store<4>(&to->sum[warp][row][e / 16 * 64 + 16 * p + e % 16], x);
+			store<4>(&to->sum[share][row][e / 16 * 64 + 16 * p + e % 16], x);
 		}
 	}
 }
@@ -567,29 +568,32 @@ template <int DP> DEVICE void texts(struct tile<DP> *to, const struct step &s, i
 		if (context < 0 || rows & ((1u << r) - 1))
 			continue;
 		const T *text = s.text + (size_t)context * s.n_text * s.stride + h * s.D;
-		put_text<DP>(to, walk_text<DP>(s, q, text), rows);
+#pragma unroll 1
+		for (int i = (int)threadIdx.x / WARP; i < tile<DP>::TEXTS; i += (int)blockDim.x / WARP)
+			put_text<DP>(to, walk_text<DP>(s, q, text, i), i, rows);
 	}
 }
 
 /* Each row's own image keys, a row a warp; and what is kept of it. */
 template <int DP> DEVICE void images(struct tile<DP> *to, const struct step &s, int row0, int h)
 {
-	enum { LANES = DP / 8, AHEAD = 5 };
-	for (int row = (int)threadIdx.x / WARP; row < ROWS && row0 + row < s.B; row += TILE_WARPS) {
+	enum { LANES = DP / 8, AHEAD = 5, SHARE = tile<DP>::TEXTS };
+	for (int row = (int)threadIdx.x / WARP; row < ROWS && row0 + row < s.B; row += (int)blockDim.x / WARP) {
 		struct row r = row_of(s, row0 + row, h);
 		if (r.pos < 0)
 			continue;
 		struct share<8, 1> k = walk<false, 8, LANES, 1, AHEAD>(s, r, s.n_text, WARP / LANES);
-		put_sums<8, LANES, 1>(to->sum[SHARES - 1][row], k, s.D);
+		put_sums<8, LANES, 1>(to->sum[SHARE][row], k, s.D);
 		if (lane_id() == 0) {
-			to->top[SHARES - 1][row] = k.top;
-			to->total[SHARES - 1][row] = k.total;
+			to->top[SHARE][row] = k.top;
+			to->total[SHARE][row] = k.total;
 		}
 		keep_state<8, LANES, 1>(s, r);
 	}
 }
 
-template <int DP> KERNEL __launch_bounds__(TILE_WARPS *WARP, DP == 64 ? 2 : 1) attn_step_tile_kernel(struct step s)
+/* For blocks of any number of warps: shares do not depend on it. */
+template <int DP> KERNEL __launch_bounds__((DP == 64 ? MANY_WARPS : FEW_WARPS) * WARP) attn_step_tile_kernel(struct step s)
 {
 	struct tile<DP> *t = (struct tile<DP> *)SHARED;
 	int h = (int)blockIdx.x % s.H, row0 = (int)blockIdx.x / s.H * ROWS, chunks = s.D / 4;
@@ -602,13 +606,13 @@ template <int DP> KERNEL __launch_bounds__(TILE_WARPS *WARP, DP == 64 ? 2 : 1) a
 	if (!first)
 		images<DP>(t, s, row0, h);
 	__syncthreads();
-	for (int i = (int)threadIdx.x; i < ROWS * chunks; i += TILE_WARPS * WARP) {
+	for (int i = (int)threadIdx.x; i < ROWS * chunks; i += (int)blockDim.x) {
 		int row = i / chunks, c = i % chunks * 4, b = row0 + row;
 		float y[4] = {};
 		if (b >= s.B)
 			break;
 		if (s.pos[b] >= 0)
-			merge<SHARES, 4>(y, &t->sum[0][row][c], ROWS * (DP + 4), &t->top[0][row], &t->total[0][row], ROWS);
+			merge<tile<DP>::SHARES, 4>(y, &t->sum[0][row][c], ROWS * (DP + 4), &t->top[0][row], &t->total[0][row], ROWS);
 		store<4>(s.y + (size_t)b * s.part + h * s.D + c, y);
 	}
 }
@@ -616,14 +620,13 @@ template <int DP> KERNEL __launch_bounds__(TILE_WARPS *WARP, DP == 64 ? 2 : 1) a
 /* From as many rows on as a block takes: fewer would leave most of it idle. */
 static bool tile_step(struct dev *d, const struct step &s)
 {
-	dim3 grid((unsigned)s.H * (unsigned)ceil_div(s.B, ROWS)), block(TILE_WARPS * WARP);
-	if (s.B < ROWS || s.D % 8 || s.D > 128 || !aligned(s.y, 8) || !aligned(s.text, 16) || !aligned(s.image, 16) ||
-	    !aligned(s.qkv, 16))
+	size_t blocks = (size_t)s.H * ceil_div(s.B, ROWS), shared = s.D <= 64 ? sizeof(struct tile<64>) : sizeof(struct tile<128>);
+	if (s.B < ROWS || s.D % 8 || s.D > 128 || shared > d->shared_max || !aligned(s.y, 8) || !aligned(s.text, 16) ||
+	    !aligned(s.image, 16) || !aligned(s.qkv, 16))
 		return false;
-	if (s.D <= 64)
-		launch(d, attn_step_tile_kernel<64>, grid, block, sizeof(struct tile<64>), s);
-	else
-		launch(d, attn_step_tile_kernel<128>, grid, block, sizeof(struct tile<128>), s);
+	/* Two blocks run on a processor at once; where there is one for each, twice the warps. */
+	int warps = s.D <= 64 && blocks <= (size_t)d->sms ? MANY_WARPS : FEW_WARPS;
+	launch(d, s.D > 64 ? attn_step_tile_kernel<128> : attn_step_tile_kernel<64>, dim3((unsigned)blocks), dim3((unsigned)(warps * WARP)), shared, s);
 	return true;
 }
 #endif

@@ -544,6 +544,7 @@ static void large(void)
 		check_attention(1, 2, 64, &m);
 		check_steps(2, 64, &m, attn_window(&m), k % 2 ? RUNS : ONE_CAPTION);
 	}
+	check_steps(62, 64, &(struct attn_mask){ATTN_ROW, 20, 8, 8, 0, 0}, 9, RUNS); /* more blocks than processors */
 	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
 	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
 	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
