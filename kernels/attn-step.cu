@@ -68,7 +68,8 @@ DEVICE struct row row_of(const struct step &s, int b, int h)
 {
 	/* Three lanes, so that the three arrive together: otherwise the other two would be loaded after a look at the first. */
 	const int32_t *from = lane_id() == 0 ? s.pos : lane_id() == 1 ? s.slot : s.context;
-	int x = from[b], pos = __shfl_sync(ALL_LANES, x, 0), slot = __shfl_sync(ALL_LANES, x, 1), context = __shfl_sync(ALL_LANES, x, 2);
+	int x = from[b], pos = __shfl_sync(ALL_LANES, x, 0), slot = __shfl_sync(ALL_LANES, x, 1);
+	int context = __shfl_sync(ALL_LANES, x, 2);
 	unsigned at = (unsigned)(h * s.D);
 	return row{(size_t)b * 3 * s.part + at, (size_t)context * s.n_text * s.stride + at, (size_t)slot * s.window * s.stride + at,
 	           pos, pos % s.window, s.m.kind == ATTN_COLUMN ? s.m.W : 1, s.n_text + image_keys(s.m, pos)};
@@ -387,6 +388,7 @@ template <int DP> struct tile {
 	float sum[SHARES][ROWS][DP + 4], top[SHARES][ROWS], total[SHARES][ROWS];
 };
 
+/* 8 elements from column c on as registers; zeros where there are none. */
 DEVICE void load16(uint32_t r[4], const T *x, int c, bool there)
 {
 	pack<uint32_t, 4> k = {};
@@ -422,9 +424,8 @@ template <int DP> DEVICE void load_keys(uint32_t k[2][DP / 32][4], const T *key,
 #pragma unroll
 	for (int t = 0; t < 2; t++)
 #pragma unroll
-		for (int j = 0; j < DP / 32; j++) {
+		for (int j = 0; j < DP / 32; j++)
 			load16(k[t][j], key + (size_t)(8 * t) * stride, 32 * j, 8 * t < n - lane_id() / 4 && 32 * j < D - lane_id() % 4 * 8);
-		}
 }
 
 /* The values' columns can also come in any order: lane l / 4 loads 8 in a row, the e-th of which is its column of product
@@ -592,7 +593,7 @@ template <int DP> DEVICE void images(struct tile<DP> *to, const struct step &s, 
 	}
 }
 
-/* For blocks of any number of warps: shares do not depend on it. */
+/* The number of warps is the block's: shares do not depend on it. */
 template <int DP> KERNEL __launch_bounds__((DP == 64 ? MANY_WARPS : FEW_WARPS) * WARP) attn_step_tile_kernel(struct step s)
 {
 	struct tile<DP> *t = (struct tile<DP> *)SHARED;
