@@ -627,7 +627,8 @@ static bool tile_step(struct dev *d, const struct step &s)
 		return false;
 	/* Two blocks run on a processor at once; where there is one for each, twice the warps. */
 	int warps = s.D <= 64 && blocks <= (size_t)d->sms ? MANY_WARPS : FEW_WARPS;
-	launch(d, s.D > 64 ? attn_step_tile_kernel<128> : attn_step_tile_kernel<64>, dim3((unsigned)blocks), dim3((unsigned)(warps * WARP)), shared, s);
+	launch(d, s.D <= 64 ? attn_step_tile_kernel<64> : attn_step_tile_kernel<128>, dim3((unsigned)blocks),
+	       dim3((unsigned)(warps * WARP)), shared, s);
 	return true;
 }
 #endif
