@@ -382,7 +382,8 @@ static bool tile_step(struct dev *, const struct step &)
 #else
 enum { ROWS = 16, KEYS = 16, FEW_WARPS = 8, MANY_WARPS = 16 };
 
-/* Shares of the rows: of the text's keys, KEYS at a time each share in turn, and behind them of the image's. */
+/* Shares of the rows: of the text's keys, KEYS at a time each share in turn, and behind them of the image's.  Less than 99 KiB,
+ * which every device has. */
 template <int DP> struct tile {
 	enum { TEXTS = DP == 64 ? 16 : 8, SHARES = TEXTS + 1 };
 	float sum[SHARES][ROWS][DP + 4], top[SHARES][ROWS], total[SHARES][ROWS];
@@ -622,8 +623,8 @@ template <int DP> KERNEL __launch_bounds__((DP == 64 ? MANY_WARPS : FEW_WARPS) *
 static bool tile_step(struct dev *d, const struct step &s)
 {
 	size_t blocks = (size_t)s.H * ceil_div(s.B, ROWS), shared = s.D <= 64 ? sizeof(struct tile<64>) : sizeof(struct tile<128>);
-	if (s.B < ROWS || s.D % 8 || s.D > 128 || shared > d->shared_max || !aligned(s.y, 8) || !aligned(s.text, 16) ||
-	    !aligned(s.image, 16) || !aligned(s.qkv, 16))
+	if (s.B < ROWS || s.D % 8 || s.D > 128 || !aligned(s.y, 8) || !aligned(s.text, 16) || !aligned(s.image, 16) ||
+	    !aligned(s.qkv, 16))
 		return false;
 	/* Two blocks run on a processor at once; where there is one for each, twice the warps. */
 	int warps = s.D <= 64 && blocks <= (size_t)d->sms ? MANY_WARPS : FEW_WARPS;
