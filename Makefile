@@ -102,7 +102,7 @@ $(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcomm
 	$(MPICC) -std=gnu11 $(OMP) $(OPT) $(CFLAGS) $(WARN) -Wno-unknown-pragmas -D_GNU_SOURCE $(CPPFLAGS) -fPIC -fvisibility=hidden -shared $< -o $@
 
 # ---- the CUDA plugin: each source once per element type; no program links to it ----
-CU_TYPED := elem norm loss gemm matmul conv attn
+CU_TYPED := elem norm loss gemm matmul conv attn attn-step
 CU_HALF  := flash flash-bwd few
 CU_ONCE  := latent optim ranks
 CU_EMU   := emu.o emu-runtime.o emu-ranks.o

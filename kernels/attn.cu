@@ -1,4 +1,4 @@
-/* attn.cu - attn.c on a GPU: attention with the paper's masks, forward, backward and one step of decoding.
+/* attn.cu - attn.c on a GPU: attention with the paper's masks, forward and backward.
  * The kernels here work for every type and head width, a warp for each query or key; 16-bit types with common
  * widths go to the tensor cores instead (flash.cu, flash-bwd.cu).  All sums run in a fixed order. */
 #include "attn.cuh"
@@ -7,7 +7,7 @@
 
 namespace FOR_TYPE {
 
-enum { WARPS = 4, D_MAX = 256, EACH = D_MAX / WARP /* columns of a row that a lane holds */ };
+enum { WARPS = 4, EACH = HEAD_MOST / WARP /* columns of a row that a lane holds */ };
 
 /* One head of one sequence: slices of qkv[S,3,H,D] and of y[S,H,D]. */
 struct head {
@@ -45,11 +45,6 @@ DEVICE struct rows rows_of(int D)
 static size_t rows_bytes(int D)
 {
 	return WARPS * (2 * (size_t)D + 2 * WARP) * sizeof(float);
-}
-
-DEVICE int lane_id()
-{
-	return (int)(threadIdx.x % WARP);
 }
 
 DEVICE void load_row(float *to, const T *x, int D)
@@ -163,13 +158,6 @@ KERNEL attn_fwd_kernel(T *y, float *lse, const T *qkv, struct mask m, int H, int
 static dim3 warp_grid(int n, int H, int B)
 {
 	return dim3((unsigned)ceil_div(n, WARPS), (unsigned)H, (unsigned)B);
-}
-
-static bool width_fits(struct dev *d, int D)
-{
-	if (D > D_MAX)
-		cuda_fail(d, "heads of width %d, expected at most %d", D, D_MAX);
-	return D <= D_MAX;
 }
 
 void attn_fwd(struct dev *d, void *y, float *lse, const void *qkv, int B, int H, int D, const struct attn_mask *am)
@@ -309,172 +297,5 @@ void attn_bwd(struct dev *d, void *dqkv, const void *dy, const void *qkv, const 
 	launch(d, attn_dq_kernel, grid, block, rows_bytes(D), (T *)dqkv, (const T *)dy, (const T *)qkv, lse, delta, m, H, D, scale);
 	launch(d, attn_dkv_kernel, grid, block, rows_bytes(D), (T *)dqkv, (const T *)dy, (const T *)qkv, lse, delta, m, H, D,
 	       scale);
-}
-
-/* ---- one step of decoding: a block for each head of each sequence ---- */
-
-/* Image states that state `pos` may see, in order: first + n * step, n < count (CONV: of these the taps). */
-struct reach {
-	int first, step, count;
-};
-
-DEVICE struct reach reach_of(const struct mask &m, int pos)
-{
-	if (m.kind == ATTN_COLUMN)
-		return reach{pos % m.W, m.W, pos / m.W + 1};
-	int far = m.kind == ATTN_ROW ? m.W : m.kind == ATTN_CONV ? m.reach - 1 : pos, first = max(pos - far, 0);
-	return reach{first, 1, pos - first + 1};
-}
-
-/* Where the keys of one head lie, and the values H * D elements after each. */
-struct kept {
-	const T *text, *image; /* of the caption, of the ring */
-	size_t stride;
-	int n_text, window;
-	struct reach reach;
-};
-
-/* Key number n; NULL: the mask leaves it out. */
-DEVICE const T *kept_key(const struct mask &m, const struct kept &k, int pos, int n)
-{
-	if (n < k.n_text)
-		return k.text + n * k.stride;
-	int p = k.reach.first + (n - k.n_text) * k.reach.step;
-	if (m.kind == ATTN_CONV && !conv_tap(m, pos - p))
-		return NULL;
-	return k.image + p % k.window * k.stride;
-}
-
-/* How the lanes of a warp share keys: `groups` keys at a time, `lanes` to each, N elements of 16 bytes (or 1 where rows
- * are not made of those) a lane and turn. */
-struct sharing {
-	int lanes, groups, group, lane;
-};
-
-template <int N> DEVICE struct sharing sharing_of(int D)
-{
-	int lanes = 1;
-	while (lanes < WARP && lanes * N < D)
-		lanes *= 2;
-	return sharing{lanes, WARP / lanes, lane_id() / lanes, lane_id() % lanes};
-}
-
-/* score[e] = query . key e for all keys of the block; -infinity where the mask leaves one out. */
-template <int N>
-DEVICE void step_scores(float *score, const float *query, const struct mask &m, const struct kept &k, int at, int n, int D)
-{
-	struct sharing by = sharing_of<N>(D);
-	for (int e0 = (int)threadIdx.x / WARP * by.groups; e0 < n; e0 += WARPS * by.groups) {
-		int e = e0 + by.group;
-		const T *x = e < n ? kept_key(m, k, at, e) : NULL;
-		float s = 0, v[N];
-		for (int c = by.lane * N; x && c < D; c += by.lanes * N) {
-			load<N>(v, x + c);
-#pragma unroll
-			for (int i = 0; i < N; i++)
-				s += query[c + i] * v[i];
-		}
-		for (int o = by.lanes / 2; o; o /= 2)
-			s += __shfl_xor_sync(ALL_LANES, s, o);
-		if (e < n && by.lane == 0)
-			score[e] = x ? s : -INFINITY;
-	}
-}
-
-/* sums[D] of the warp = the values weighed by score, `part` elements after the keys. */
-template <int N>
-DEVICE void step_values(float *sums, const float *score, const struct mask &m, const struct kept &k, size_t part,
-			int at, int n, int D)
-{
-	enum { TURNS = 8 / N };
-	struct sharing by = sharing_of<N>(D);
-	float sum[TURNS][N] = {}, v[N];
-	for (int e = (int)threadIdx.x / WARP * by.groups + by.group; e < n; e += WARPS * by.groups) {
-		const T *x = kept_key(m, k, at, e);
-#pragma unroll
-		for (int t = 0; t < TURNS; t++) {
-			int c = (t * by.lanes + by.lane) * N;
-			if (!x || c >= D)
-				continue;
-			load<N>(v, x + part + c);
-#pragma unroll
-			for (int i = 0; i < N; i++)
-				sum[t][i] += score[e] * v[i];
-		}
-	}
-#pragma unroll
-	for (int t = 0; t < TURNS; t++)
-#pragma unroll
-		for (int i = 0; i < N; i++) {
-			for (int o = by.lanes; o < WARP; o *= 2)
-				sum[t][i] += __shfl_xor_sync(ALL_LANES, sum[t][i], o);
-			int c = (t * by.lanes + by.lane) * N + i;
-			if (by.group == 0 && c < D)
-				sums[c] = sum[t][i];
-		}
-}
-
-template <int N>
-KERNEL attn_step_kernel(T *y, const T *text, T *image, int window, const T *qkv, const int32_t *context, const int32_t *slot,
-                        const int32_t *pos, struct mask m, int n_text, int H, int D, float scale)
-{
-	int h = (int)blockIdx.x % H, b = (int)blockIdx.x / H, at = pos[b];
-	size_t part = (size_t)H * D;
-	const T *q = qkv + (size_t)b * 3 * part + (size_t)h * D;
-	T *out = y + (size_t)b * part + (size_t)h * D;
-	if (at < 0) {
-		for (int c = (int)threadIdx.x; c < D; c += WARPS * WARP)
-			out[c] = make<T>(0);
-		return;
-	}
-	T *ring = image + (size_t)slot[b] * window * 2 * part + (size_t)h * D;
-	struct kept k = {text + (size_t)context[b] * n_text * 2 * part + (size_t)h * D, ring, 2 * part, n_text, window,
-	                 reach_of(m, at)};
-	float *query = (float *)SHARED, *room = query + D, *sums = room + WARPS, *score = sums + WARPS * D;
-	int n = n_text + k.reach.count;
-	for (int c = (int)threadIdx.x; c < D; c += WARPS * WARP) {
-		ring[at % window * k.stride + c] = q[part + c];
-		ring[at % window * k.stride + part + c] = q[2 * part + c];
-		query[c] = scale * to_f(q[c]);
-	}
-	__syncthreads();
-	step_scores<N>(score, query, m, k, at, n, D);
-	__syncthreads();
-	float top = -INFINITY, total = 0;
-	for (int e = (int)threadIdx.x; e < n; e += WARPS * WARP)
-		top = fmaxf(top, score[e]);
-	top = block_max(top, room);
-	for (int e = (int)threadIdx.x; e < n; e += WARPS * WARP) {
-		score[e] = expf(score[e] - top);
-		total += score[e];
-	}
-	total = block_sum(total, room); /* its barriers also make the scores known to all */
-	step_values<N>(sums + threadIdx.x / WARP * D, score, m, k, part, at, n, D);
-	__syncthreads();
-	for (int c = (int)threadIdx.x; c < D; c += WARPS * WARP) {
-		float s = 0;
-		for (int w = 0; w < WARPS; w++)
-			s += sums[w * D + c];
-		out[c] = make<T>(s / total);
-	}
-}
-
-void attn_step(struct dev *d, void *y, const struct attn_cache *c, const void *qkv, const int32_t *context,
-               const int32_t *slot, const int32_t *pos, int B, int H, int D, const struct attn_mask *am)
-{
-	struct mask m = mask_of(am);
-	int most = am->n_text + am->grid_w * am->grid_h;
-	size_t shared = ((size_t)D * (WARPS + 1) + WARPS + most) * sizeof(float);
-	if (!width_fits(d, D))
-		return;
-	if (shared > d->shared_max) {
-		cuda_fail(d, "%d states, more than shared memory holds", most);
-		return;
-	}
-	enum { CHUNK = 16 / (int)sizeof(T) };
-	bool chunks = D % CHUNK == 0 && aligned(c->text, 16) && aligned(c->image, 16);
-	launch(d, chunks ? attn_step_kernel<CHUNK> : attn_step_kernel<1>, dim3((unsigned)H * (unsigned)B),
-	       dim3(WARPS * WARP), shared, (T *)y, (const T *)c->text, (T *)c->image, c->window, (const T *)qkv,
-	       context, slot, pos, m, am->n_text, H, D, 1.0f / sqrtf((float)D));
 }
 }

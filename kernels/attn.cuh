@@ -1,5 +1,6 @@
-/* attn.cuh - which keys a query sees, for attn.cu and flash.cu.  States are numbered in an order in which the
- * image keys of a query are one short run: as they are, or by columns of the grid for ATTN_COLUMN (recipe C16). */
+/* attn.cuh - which keys a query sees, for attn.cu, flash.cu and attn-step.cu.  In the first two, states are numbered in an
+ * order in which the image keys of a query are one short run: as they are, or by columns of the grid for ATTN_COLUMN
+ * (recipe C16). */
 #ifndef ATTN_CUH
 #define ATTN_CUH
 
@@ -65,6 +66,20 @@ DEVICE bool conv_tap(const struct mask &m, int o)
 	int side = o - quotient(o, m.by_W) * m.W;
 	/* No branches: the kernels unroll this. */
 	return ((side <= m.h) | (side >= m.W - m.h)) & (!m.centred | (o <= m.h * m.W + m.h));
+}
+
+enum { HEAD_MOST = 256 }; /* columns of a head */
+
+static inline bool width_fits(struct dev *d, int D)
+{
+	if (D > HEAD_MOST)
+		cuda_fail(d, "heads of width %d, expected at most %d", D, HEAD_MOST);
+	return D <= HEAD_MOST;
+}
+
+DEVICE int lane_id()
+{
+	return (int)(threadIdx.x % WARP);
 }
 
 #endif

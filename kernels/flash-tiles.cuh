@@ -12,18 +12,6 @@
 namespace FOR_TYPE {
 
 enum { PAD = 8, CHUNK = 8 };
-static const float LOG2E = 1.4426950408889634f;
-
-DEVICE float fast_exp2(float x)
-{
-#ifdef CUDA_EMULATED
-	return exp2f(x);
-#else
-	float y;
-	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-	return y;
-#endif
-}
 
 /* ---- tiles in shared memory: [ROWS][DP + PAD]; the padding keeps eight rows of a matrix in different banks ---- */
 

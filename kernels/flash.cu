@@ -55,19 +55,6 @@ DEVICE void mask_strip(float s[KEYS / 8][4], const struct mask &m, int row0, int
 	}
 }
 
-/* Sum and maximum over the four lanes that share a row. */
-DEVICE float row_sum(float x)
-{
-	x += __shfl_xor_sync(ALL_LANES, x, 1);
-	return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
-DEVICE float row_max(float x)
-{
-	x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-	return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
 /* One tile of scores of a strip into its running softmax: s becomes exp2, what has been summed so far shrinks by the new
  * maximum.  A lane keeps of its two rows the greatest score, its own part of the sum of exponentials, and of the
  * values weighed by them. */

@@ -126,4 +126,33 @@ DEVICE uint32_t pair_of(float low, float high, f16)
 #endif
 }
 
+/* Sum and maximum over the four lanes that share a row of c. */
+DEVICE float row_sum(float x)
+{
+	x += __shfl_xor_sync(ALL_LANES, x, 1);
+	return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+DEVICE float row_max(float x)
+{
+	x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+	return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+/* ---- exponents ---- */
+
+static const float LOG2E = 1.4426950408889634f;
+
+/* 2^x; its relative error, 2^-22, is far below a 16-bit type's. */
+DEVICE float fast_exp2(float x)
+{
+#ifdef CUDA_EMULATED
+	return exp2f(x);
+#else
+	float y;
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+#endif
+}
+
 #endif

@@ -251,6 +251,65 @@ static void bench_attention(const char *name, struct attn_mask m)
 	ops->release(dev, a.lse);
 }
 
+/* One step of B sequences of a caption, 32 heads of 64, 256 text states; each call takes the next caption and the next
+ * sequences of those that are kept, so that keys come from memory, as between the products of a model. */
+enum { CAPTIONS = 64, SLOTS = 512, CALLS = 64, HEADS = 32, WIDTH = 64 };
+struct decoding {
+	int B, id;
+	struct attn_mask m;
+	struct attn_cache c;
+	void *qkv, *y;
+	int32_t *context, *slot, *pos; /* [CAPTIONS, SLOTS], [SLOTS], [SLOTS] */
+};
+
+/* CALLS steps, recorded: queueing them one by one takes longer than a small one does. */
+static void run_decoding(void *with)
+{
+	struct decoding *x = with;
+	if (ops->replay(dev, x->id))
+		return;
+	ops->record_begin(dev, x->id);
+	for (int i = 0; i < CALLS; i++) {
+		size_t first = (size_t)i * (size_t)x->B % SLOTS;
+		ops->attn_step(dev, x->y, &x->c, x->qkv, x->context + (size_t)i * SLOTS, x->slot + first, x->pos + first, x->B, HEADS, WIDTH,
+		               &x->m);
+	}
+	ops->record_end(dev, x->id);
+}
+
+static int32_t *put_ints(size_t n, int each, int first, int step)
+{
+	int32_t *h = malloc(n * sizeof *h), *p = ops->alloc(dev, n * sizeof *h);
+	need(h && p, "out of memory");
+	for (size_t i = 0; i < n; i++)
+		h[i] = first + (int32_t)(i / (size_t)each) * step;
+	ops->put(dev, p, h, n * sizeof *h);
+	finish();
+	free(h);
+	return p;
+}
+
+/* Counted is what must be read and written at least: the text once, each sequence's image keys and values, qkv, y. */
+static void bench_decoding(int id, const char *name, struct attn_mask m, int B)
+{
+	enum { POS = 999 };
+	struct decoding x = {.B = B, .id = id, .m = m, .c.window = attn_window(&m)};
+	size_t state = 2 * HEADS * WIDTH * 2, seen = 0;
+	struct attn_mask image = m;
+	image.n_text = 0;
+	for (int k = 0; k < POS; k++)
+		seen += attn_allowed(&image, POS, k) != 0;
+	x.c.text = filled(CAPTIONS * (size_t)m.n_text * state), x.c.image = filled(SLOTS * (size_t)x.c.window * state);
+	x.qkv = filled(SLOTS * state * 3 / 2), x.y = filled(SLOTS * state / 2);
+	x.context = put_ints((size_t)CAPTIONS * SLOTS, SLOTS, 0, 1), x.slot = put_ints(SLOTS, 1, 0, 1), x.pos = put_ints(SLOTS, 1, POS, 0);
+	double t = seconds(run_decoding, &x) / CALLS;
+	double bytes = (double)state * ((double)m.n_text + B * ((double)seen + 3));
+	printf("  %-12s %3d sequences %14.2f us %8.0f GB/s  %3.0f %% of the copy\n", name, B, 1e6 * t, 1e-9 * bytes / t,
+	       100 * bytes / t / most->copy);
+	ops->release(dev, x.c.text), ops->release(dev, x.c.image), ops->release(dev, x.qkv), ops->release(dev, x.y);
+	ops->release(dev, x.context), ops->release(dev, x.slot), ops->release(dev, x.pos);
+}
+
 struct conv {
 	int N, side, in, out, k;
 	void *x, *w, *y;
@@ -337,6 +396,16 @@ static void attentions(void)
 	bench_attention("convolution", (struct attn_mask){ATTN_CONV, 256, 32, 32, 11, 0});
 }
 
+static void decodings(void)
+{
+	static const int batches[] = {1, 16, 64, 512};
+	for (int i = 0; i < 4; i++) {
+		bench_decoding(3 * i, "row", (struct attn_mask){ATTN_ROW, 256, 32, 32, 0, 0}, batches[i]);
+		bench_decoding(3 * i + 1, "column", (struct attn_mask){ATTN_COLUMN, 256, 32, 32, 0, 0}, batches[i]);
+		bench_decoding(3 * i + 2, "convolution", (struct attn_mask){ATTN_CONV, 256, 32, 32, 11, 0}, batches[i]);
+	}
+}
+
 static void convolutions(void)
 {
 	bench_conv(256, 3, 256, 7), bench_conv(256, 256, 64, 3), bench_conv(256, 64, 64, 3), bench_conv(128, 128, 128, 3);
@@ -357,6 +426,7 @@ static const struct group {
 	{"layers of 1.2b, 8 sequences", layers},
 	{"products of a decoding step of 1.2b, bytes of the weights", bench_steps},
 	{"attention, 8 sequences of 256 + 32 x 32 states, 32 heads of 64", attentions},
+	{"decoding of sequences of one caption, 256 + 32 x 32 states, 32 heads of 64", decodings},
 	{"convolutions of the paper's dVAE, 16 pictures", convolutions},
 	{"optimizer, 67 million weights", updates},
 };

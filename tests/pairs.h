@@ -191,7 +191,7 @@ static void same(const struct pair *x, double units, const char *what)
 	free(got);
 }
 
-/* Values rounded at random by the same bits: only a sum whose last bit differs may round otherwise. */
+/* Values rounded at random by the same bits, or to 16 bits: only a sum whose last bits differ may round otherwise. */
 UNUSED void mostly_equal(const struct pair *x, const char *what)
 {
 	double *want = pair_get(x, 0, what), *got = pair_get(x, 1, what);

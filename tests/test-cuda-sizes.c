@@ -77,19 +77,28 @@ static void check_transformer(int C, int H, int B)
 	went_well("optimizer and elementwise");
 }
 
+/* One step of B sequences with all masks that have a grid; dense ones are no longer bound by shared memory. */
+static void decoding(int B, int H, int D)
+{
+	size_t part = (size_t)H * (size_t)D, rows = (size_t)B;
+	int32_t *ids = some(4 * rows);
+	void *qkv = some(12 * rows * part), *y = some(4 * rows * part);
+	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++) {
+		struct attn_mask m = {k, 256, 32, 32, 11, 0}, larger = {k, 1024, 128, 128, 11, 1};
+		struct attn_cache cache = {y, y, attn_window(&m)}, larger_cache = {y, y, attn_window(&larger)};
+		o->attn_step(d, y, &cache, qkv, ids, ids, ids, B, H, D, &m);
+		o->attn_step(d, y, &larger_cache, qkv, ids, ids, ids, B, H, D, &larger);
+	}
+	went_well("attn_step");
+}
+
 /* Decoding of as many sequences as a sampler takes. */
 static void check_sampling(int C, int H, int B)
 {
-	size_t n = (size_t)B * (size_t)C;
 	int32_t *ids = some(4 * (size_t)B);
-	void *y = some(12 * n);
 	float *logits = some(4 * (size_t)B * 8192);
 	struct draw how = {.temperature = 1, .top_k = 100, .top_p = 0.9f};
-	for (enum attn_kind k = ATTN_ROW; k <= ATTN_CONV; k++) {
-		struct attn_mask m = {k, 256, 32, 32, 11, 0};
-		struct attn_cache cache = {y, y, attn_window(&m)};
-		o->attn_step(d, y, &cache, y, ids, ids, ids, B, H, C / H, &m);
-	}
+	decoding(B, H, C / H);
 	o->draw(d, ids, logits, some(8 * (size_t)B), ids, (size_t)B, 8192, &how);
 	o->draw(d, ids, logits, some(8 * (size_t)B), ids, 1, 1 << 20, &how);
 	o->argmax(d, ids, logits, (size_t)B, 8192);
@@ -149,7 +158,8 @@ static void check_all(enum dtype t)
 	if (!CHECK(d != NULL, "opens: %s", err))
 		return;
 	check_transformer(2048, 32, 64), check_transformer(3968, 62, 512);
-	check_sampling(2048, 32, 1 << 16), check_sampling(3968, 62, 1);
+	check_sampling(2048, 32, 1 << 16), check_sampling(2048, 32, 1), check_sampling(3968, 62, 512), check_sampling(3968, 62, 1);
+	decoding(15, 32, 64), decoding(16, 32, 64), decoding(512, 16, 128), decoding(1, 16, 128), decoding(33, 5, 20), decoding(3, 7, 256);
 	check_dvae(256);
 	check_clip(32768);
 	o->close(d);

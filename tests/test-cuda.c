@@ -2,6 +2,7 @@
  * as NaN and end in sentinels.  Without a GPU the backend is the emulated device of kernels/emu.h: unless
  * DALLE_PLUGINS names another, the plugin in the folder `emulated` beside this program's. */
 #include "pairs.h"
+#include "steps.h"
 
 #include <limits.h>
 #include <sys/mman.h>
@@ -208,25 +209,6 @@ static void check_attention(int B, int H, int D, const struct attn_mask *m)
 	FREE(&qkv, &y, &lse, &dy, &dqkv);
 }
 
-/* Positions in no order, one idle row, two captions. */
-static void check_step(int H, int D, const struct attn_mask *m)
-{
-	enum { B = 5, CONTEXTS = 2 };
-	int grid = m->grid_w * m->grid_h, window = attn_window(m), last = grid - 1;
-	const int32_t context[B] = {0, 1, 1, 0, 1}, slot[B] = {3, 0, 4, 1, 2}, pos[B] = {0, last, -1, grid / 2, last / 3};
-	size_t part = (size_t)H * D;
-	char what[96];
-	struct pair c = pair_ints(B, context), l = pair_ints(B, slot), p = pair_ints(B, pos), y = pair_output(T, B * part);
-	struct pair qkv = pair_of(T, B * 3 * part, -2, 2), text = pair_of(T, CONTEXTS * m->n_text * 2 * part, -2, 2);
-	struct pair ring = pair_of(T, (size_t)B * window * 2 * part, -2, 2);
-	snprintf(what, sizeof what, "attn_step kind %d, %d + %d x %d, D %d", m->kind, m->n_text, m->grid_w, m->grid_h, D);
-	EACH_SIDE(struct attn_cache cache = {text.p[s], ring.p[s], window};
-	          o->attn_step(d, y.p[s], &cache, qkv.p[s], c.p[s], l.p[s], p.p[s], B, H, D, m));
-	same(&y, T == DT_F32 ? 3 : 1, what);
-	same_bytes(&ring, dtype_bytes(T), what);
-	FREE(&c, &l, &p, &y, &qkv, &text, &ring);
-}
-
 static void check_all_attention(void)
 {
 	static const struct attn_mask masks[] = {
@@ -238,11 +220,8 @@ static void check_all_attention(void)
 		{ATTN_COLUMN, 130, 12, 23, 0, 0}, {ATTN_CONV, 200, 16, 10, 3, 0}, {ATTN_ROW, 77, 32, 6, 0, 0},
 	};
 	static const int widths[] = {64, 8, 40, 17, 128, 72, 5, 64, 64, 128, 16, 64, 64, 64, 64, 64, 128};
-	for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
+	for (size_t i = 0; i < sizeof masks / sizeof *masks; i++)
 		check_attention(1 + i % 2, 2, widths[i], &masks[i]);
-		if (masks[i].grid_w)
-			check_step(2, widths[i], &masks[i]);
-	}
 }
 
 /* ---- losses and draws ---- */
@@ -567,8 +546,9 @@ static void large(void)
 	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++) {
 		struct attn_mask m = {k, 256, 32, 32, 11, 0};
 		check_attention(1, 2, 64, &m);
-		check_step(2, 64, &m);
+		check_steps(2, 64, &m, attn_window(&m), k % 2 ? RUNS : ONE_CAPTION);
 	}
+	check_steps(62, 64, &(struct attn_mask){ATTN_ROW, 20, 8, 8, 0, 0}, 9, RUNS); /* more blocks than processors */
 	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
 	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
 	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
@@ -585,7 +565,7 @@ struct group {
 };
 static const struct group typed[] = {
 	{"elementwise", elementwise}, {"shifted", check_shifted}, {"norms", norms}, {"products", products}, {"pictures", pictures},
-	{"attention", check_all_attention}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
+	{"attention", check_all_attention}, {"decoding", check_decoding}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
 };
 static const struct group larger = {"large sizes", large};
 static const struct group declined = {"products without cuBLASLt", products};
