@@ -67,7 +67,7 @@ void conv_fwd(struct dev *d, void *y, const void *x, const void *w, const float 
 		return;
 	int depth = in * k * k;
 	struct product p = {neighbourhoods(x, in, true, &s), {wk, depth, true, 1, 1, 1, 1}, pixels_of(&s), out, depth, y, false,
-	                    false, (flags & OP_RELU) != 0, b, 1};
+	                    NULL, (flags & OP_RELU) != 0, b, 1};
 	own_product(d, &p);
 }
 
@@ -78,7 +78,7 @@ static void conv_dx(struct dev *d, void *dx, const void *dy, const void *w, cons
 	if (!wk)
 		return;
 	struct product p = {neighbourhoods(dy, s->out, true, s), {wk, depth, true, 1, 1, 1, 1}, pixels_of(s), s->in, depth, dx,
-	                    false, false, false, NULL, 1};
+	                    false, NULL, false, NULL, 1};
 	own_product(d, &p);
 }
 
@@ -86,7 +86,7 @@ static void conv_dw(struct dev *d, float *dw, const void *dy, const void *x, con
 {
 	int taps = s->k * s->k;
 	struct product p = {{dy, s->out, false, 1, 1, 1, 1}, neighbourhoods(x, s->in, false, s), s->out, s->in * taps,
-	                    pixels_of(s), NULL, false, false, false, NULL, 1};
+	                    pixels_of(s), NULL, false, NULL, false, NULL, 1};
 	weight_gradient(d, dw, false, &p, s->in, taps);
 }
 

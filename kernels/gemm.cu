@@ -72,9 +72,9 @@ template <bool VECTOR> DEVICE void gather(T *out, const struct operand &o, const
 
 struct result {
 	void *c;
-	const float *bias;
+	const float *add, *bias;
 	int m, n;
-	bool c_f32, add, relu;
+	bool c_f32, relu;
 };
 
 DEVICE void put(const struct result &c, int i, int j, float v)
@@ -85,7 +85,7 @@ DEVICE void put(const struct result &c, int i, int j, float v)
 	v += c.bias ? c.bias[j] : 0;
 	v = c.relu && v < 0 ? 0 : v;
 	if (c.add)
-		((float *)c.c)[at] += v;
+		((float *)c.c)[at] = c.add[at] + v;
 	else if (c.c_f32)
 		((float *)c.c)[at] = v;
 	else
@@ -310,7 +310,7 @@ template <bool KA, bool KB> static size_t shared_of(int bn)
 
 template <bool KA, bool KB, bool VECTOR, int BN> static void run(struct dev *d, const struct product *p)
 {
-	struct result c = {p->c, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->add, p->relu};
+	struct result c = {p->c, p->add, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->relu};
 	dim3 grid((unsigned)ceil_div(p->m, BM), (unsigned)ceil_div(p->n, BN), (unsigned)(p->splits > 1 ? p->splits : 1));
 #if T_IS_F32
 	size_t shared = product_shared(BN);

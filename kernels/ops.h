@@ -26,7 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 3
+#define OPS_ABI 4
 enum { RANKS_ID = 128 };
 
 /* The last two hold Adam's moments only (recipe D10): sign, exponent and significand of 1, 6 and 9 bits, and of 0, 6
@@ -38,7 +38,7 @@ static inline size_t dtype_bytes(enum dtype t) { return t == DT_F32 ? 4 : 2; }
 enum {
 	OP_F32 = 1,     /* every T operand of this call is f32 */
 	OP_OUT_F32 = 2, /* linear_fwd: y alone is f32 (logits) */
-	OP_ADD = 4,     /* linear_fwd: y is f32 and y += (residual stream); norm_bwd: dx += */
+	OP_ADD = 4,     /* norm_bwd: dx += (residual stream) */
 	OP_RELU = 8,    /* conv_fwd: y = max(0, .) */
 	OP_FILTER = 16, /* cast, norm_bwd: every NaN and infinity becomes 0 before it is stored or added (D4) */
 	OP_DW_T = 32,   /* linear_bwd: dw is T, dw = round(dw + dy^T x), to nearest even */
@@ -180,9 +180,12 @@ struct ops {
 	/* ---- matrix products ---- */
 
 	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL, and may be rounded to T where y is T.  Flags F32,
-	 * OUT_F32, ADD. */
+	 * OUT_F32. */
 	void (*linear_fwd)(struct dev *d, void *y /*T*/, const void *x /*T*/, const void *w /*T*/, const float *b,
 	                   size_t rows, int in, int out, int flags);
+	/* y[rows,out] = h + x w^T + b, the residual stream after a resblock; y may be h. */
+	void (*linear_add_fwd)(struct dev *d, float *y, const float *h, const void *x /*T*/, const void *w /*T*/,
+	                       const float *b, size_t rows, int in, int out);
 	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x (f32, or T with DW_T); db[out] += column sums of dy.
 	 * Flags F32, DW_T. */
 	void (*linear_bwd)(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,

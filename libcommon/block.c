@@ -223,11 +223,7 @@ static void mlp_inner(const struct stack *s, const struct stack_layer *l, size_t
 static void add_product(const struct stack *s, float *y, const float *x, const void *a, const struct param *w,
                         const struct param *b, size_t rows, int in)
 {
-	const struct ops *ops = s->params->ops;
-	size_t bytes = rows * (size_t)s->c.width * 4;
-	if (y != x)
-		ops->copy2d(s->params->dev, y, bytes, x, bytes, bytes, 1);
-	ops->linear_fwd(s->params->dev, y, a, w->t, b->w, rows, in, s->c.width, OP_ADD);
+	s->params->ops->linear_add_fwd(s->params->dev, y, x, a, w->t, b->w, rows, in, s->c.width);
 }
 
 static void layer_forward(const struct stack *s, int i, int B, int S, const struct attn_mask *m, const struct places *at)

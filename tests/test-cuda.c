@@ -117,11 +117,11 @@ static void check_l2(size_t rows, int C)
 
 static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 {
-	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
+	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & OP_OUT_F32 ? DT_F32 : t;
 	enum dtype tw = flags & OP_DW_T ? t : DT_F32;
 	char what[96];
 	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_rounded(t, out, -1, 1);
-	struct pair y = flags & OP_ADD ? pair_of(ty, rows * out, -1, 1) : pair_output(ty, rows * out), u = pair_output(T, rows * out);
+	struct pair y = pair_output(ty, rows * out), u = pair_output(T, rows * out);
 	struct pair dy = pair_of(t, rows * out, -1, 1), dx = pair_output(t, rows * in), g = pair_output(T, rows * out);
 	struct pair dw = pair_of(tw, (size_t)in * out, -1, 1), db = pair_of(DT_F32, out, -1, 1);
 	snprintf(what, sizeof what, "linear %zu x %d -> %d flags %d", rows, in, out, flags);
@@ -134,6 +134,20 @@ static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 		same(&u, 1, what), same(&g, 2, what); /* u may be rounded to a neighbour */
 	}
 	FREE(&x, &w, &b, &y, &u, &dy, &dx, &g, &dw, &db);
+}
+
+/* The residual stream, to another place and in place. */
+static void check_linear_add(size_t rows, int in, int out, bool bias)
+{
+	char what[96];
+	struct pair x = pair_of(T, rows * in, -1, 1), w = pair_of(T, (size_t)in * out, -1, 1), b = pair_of(DT_F32, out, -1, 1);
+	struct pair h = pair_of(DT_F32, rows * out, -1, 1), y = pair_output(DT_F32, rows * out);
+	snprintf(what, sizeof what, "linear_add_fwd %zu x %d -> %d", rows, in, out);
+	EACH_SIDE(o->linear_add_fwd(d, y.p[s], h.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out));
+	same(&y, 2, what);
+	EACH_SIDE(o->linear_add_fwd(d, h.p[s], h.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out));
+	same(&h, 2, what);
+	FREE(&x, &w, &b, &h, &y);
 }
 
 static void check_conv(int N, int H, int W, int in, int out, int k, int flags)
@@ -517,7 +531,7 @@ static void norms(void)
 static void products(void)
 {
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
-	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
+	check_linear_add(64, 40, 24, true), check_linear_add(131, 33, 70, false), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
 }
 
@@ -565,7 +579,7 @@ static void large(void)
 		check_attention(1, 2, 64, &m);
 		check_step(2, 64, &m);
 	}
-	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
+	check_linear(1280, 1024, 768, 0, true), check_linear_add(1280, 1024, 768, true), check_linear(1280, 512, 1024, OP_F32, true);
 	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
 	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
 	check_norm(2561, 2048, OP_ADD, 0.5f), check_embed(2560, 1024, 8192), check_xent(300, 16384, 0), check_argmax(64, 8192);
