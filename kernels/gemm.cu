@@ -6,6 +6,7 @@
  * shared memory and never written out. */
 #include "gemm.cuh"
 #include "mma.cuh"
+#include "strips.cuh"
 
 namespace FOR_TYPE {
 
@@ -386,31 +387,21 @@ void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int 
 	map(d, n, false, gradient_op{dw, dw_t, (const float *)p->c, p->splits, C, taps, n});
 }
 
-/* ---- column sums: over strips of rows, then over the strips ---- */
+/* ---- column sums ---- */
 
 enum { STRIPS = 256, COLUMN_THREADS = 128 };
 
 KERNEL column_strips_kernel(float *part, const T *x, size_t rows, int C)
 {
 	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
-	size_t from = rows * blockIdx.y / gridDim.y, to = rows * (blockIdx.y + 1) / gridDim.y;
+	size_t from, to;
+	strip_rows(from, to, rows, blockIdx.y, gridDim.y);
 	if (c >= C)
 		return;
 	float s = 0;
 	for (size_t r = from; r < to; r++)
 		s += to_f(x[r * C + c]);
 	part[(size_t)blockIdx.y * C + c] = s;
-}
-
-KERNEL column_total_kernel(float *sums, const float *part, int strips, int C)
-{
-	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
-	if (c >= C)
-		return;
-	float s = 0;
-	for (int k = 0; k < strips; k++)
-		s += part[(size_t)k * C + c];
-	sums[c] += s;
 }
 
 void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C)
@@ -421,6 +412,7 @@ void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C)
 	if (!part || !strips)
 		return;
 	launch(d, column_strips_kernel, dim3(columns, (unsigned)strips), dim3(COLUMN_THREADS), 0, part, (const T *)x, rows, C);
-	launch(d, column_total_kernel, dim3(columns), dim3(COLUMN_THREADS), 0, sums, part, (int)strips, C);
+	struct strip_totals t = {{sums}, {1}};
+	strips_total(d, &t, 1, part, (int)strips, C);
 }
 }

@@ -126,6 +126,14 @@ struct draw {
 	uint64_t seed;     /* u = philox(seed, key lo, key hi, position, RNG_SAMPLE)[0] */
 };
 
+/* What the product takes that ends the resblock before a norm, of the residual stream's gradient dx that norm_bwd has
+ * brought up to date: dy = scale * dx, filtered, and the sums over its rows for that product's bias. */
+struct norm_next {
+	void *dy;    /* T [rows,C], NULL: not wanted; may be norm_bwd's dy */
+	float *db;   /* [C], +=, of dy as rounded to T; NULL: not wanted */
+	float scale; /* FILTER acts on that f32 product, as in cast */
+};
+
 struct dev; /* an opened device with its scratch memory and sticky error */
 
 struct ops {
@@ -225,9 +233,10 @@ struct ops {
 	void (*norm_fwd)(struct dev *d, void *y /*T*/, float *mean, float *rstd, const float *x, const float *w, const float *b,
 	                 size_t rows, int C, int flags);
 	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32.  Everything that it gives is
-	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that. */
+	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that.  next: see struct norm_next; NULL, or where dx is: not wanted. */
 	void (*norm_bwd)(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
-	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags);
+	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags,
+	                 const struct norm_next *next);
 	/* y[B,S,H,D] = softmax(q k^T / sqrt(D)) v over the keys of the mask; qkv[B,S,3,H,D];
 	 * lse[B,H,S] = log of the sum of exp(scores), kept for the backward. */
 	void (*attn_fwd)(struct dev *d, void *y /*T*/, float *lse, const void *qkv /*T*/, int B, int H, int D,

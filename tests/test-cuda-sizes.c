@@ -60,7 +60,9 @@ static void check_transformer(int C, int H, int B)
 	o->embed_fwd(d, h, table, ids, rows, C, 1);
 	o->embed_bwd(d, table, h, ids, rows, C);
 	o->norm_fwd(d, x, s, s, h, table, table, rows, C, 0);
-	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C, 1, OP_ADD | OP_FILTER);
+	struct norm_next next = {x, table, 1};
+	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C, 1, OP_ADD | OP_FILTER, &next);
+	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C - 1, 1, 0, NULL);
 	went_well("embeddings and norms");
 	linear(rows, C, 3 * C, 0), linear(rows, C, C, 0), linear(rows, C, 4 * C, 0), linear(rows, 4 * C, C, 0);
 	linear(rows, C, 8192, OP_OUT_F32), linear(rows, C, 16384, OP_F32);

@@ -244,9 +244,9 @@ static void check_norm(size_t rows, int C, int flags)
 		double e = distance(g, want, n + 2 * C, DT_F32);
 		CHECK(e < 1e-6 || C == 1, "norm backward formula against differences: %.3g", e);
 	}
-	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
-	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, (flags & OP_F32) | OP_ADD);
-	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
+	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32, NULL);
+	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, (flags & OP_F32) | OP_ADD, NULL);
+	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32, NULL);
 	/* The statistics are f32 values: their rounding is felt in every element.  C = 1: the gradient is 0 and
 	 * 1 / sqrt(eps) = 316 magnifies what rounding leaves. */
 	if (C > 1)
@@ -461,12 +461,14 @@ static size_t run_bits(double *out, const double *values, int threads)
 	struct tensor x = tensor_new(DT_F32, BIT_N), w = tensor_fill(DT_F32, BIT_C, 1.5), dy = tensor_new(T, BIT_N);
 	struct tensor o[] = {tensor_fill(DT_F32, BIT_N, 0), tensor_fill(DT_F32, BIT_C, 0), tensor_fill(DT_F32, BIT_C, 0),
 		tensor_fill(DT_F32, 11 * BIT_C, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0),
-		tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0)};
+		tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0),
+		tensor_fill(T, BIT_N, 0), tensor_fill(DT_F32, BIT_C, 0)};
 	memcpy(x.v, values, BIT_N * sizeof *values);
 	memcpy(dy.v, values, BIT_N * sizeof *values);
 	tensor_put(&x), tensor_put(&dy);
 	ops->norm_fwd(dev, o[8].p, o[6].p, o[7].p, x.p, w.p, w.p, BIT_ROWS, BIT_C, 0);
-	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 1, 0);
+	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 1, 0,
+	              &(struct norm_next){o[9].p, o[10].p, 0.75f});
 	ops->embed_bwd(dev, o[3].p, x.p, device, BIT_ROWS, BIT_C);
 	ops->xent(dev, o[4].p, o[5].p, x.p, device, BIT_ROWS, BIT_C, 1, 0);
 	ops->sum(dev, device_sums, x.p, BIT_N);
@@ -492,7 +494,7 @@ static void check_bits(void)
 	for (int i = 0; i < BIT_N; i++)
 		values[i] = (float)uniform(-2, 2);
 	for (int i = 0; i < 2; i++) {
-		out[i] = must(calloc(4 * BIT_N, sizeof *out[i]));
+		out[i] = must(calloc(5 * BIT_N, sizeof *out[i]));
 		n = run_bits(out[i], values, i + 1);
 	}
 	CHECK(!memcmp(out[0], out[1], n * sizeof *values), "norm, embed, xent, sums: same bits with 1 and 2 threads");
