@@ -1,11 +1,12 @@
-/* norm.cu - norm.c on a GPU: layer norm and division by the Euclidean length.  The backward of the norm reads each row once
- * and keeps it in the registers of a block; gains and biases are summed over strips of rows, then over the strips. */
+/* norm.cu - norm.c on a GPU: layer norm and division by the Euclidean length.  A norm reads each row once and keeps
+ * it in the registers of a block; gains and biases are summed over strips of rows, then over the strips. */
 #include "strips.cuh"
 
 namespace FOR_TYPE {
 
 /* 768 threads leave each 80 registers, so that three blocks of a row of 2048 run at once on a multiprocessor. */
-enum { ROW_WARPS = 24, ROW_THREADS = ROW_WARPS * WARP, ANY_THREADS = 256, GROUPS = 2, EACH = 4 * GROUPS, LENGTH_WARPS = 4 };
+enum { ROW_WARPS = 24, ROW_THREADS = ROW_WARPS * WARP, ANY_THREADS = 256, GROUPS = 2, EACH = 4 * GROUPS };
+enum { WARP_ROWS = 4 }; /* of a block whose warps have a row each */
 static const float NORM_EPS = 1e-5f, LENGTH_MIN = 1e-12f;
 
 /* ---- a row in the registers of a block: EACH columns a thread, in groups of four ---- */
@@ -46,7 +47,7 @@ template <class S> DEVICE void put_row(S *row, const float v[EACH], int C)
 
 DEVICE size_t warp_row()
 {
-	return (size_t)blockIdx.x * LENGTH_WARPS + threadIdx.x / WARP;
+	return (size_t)blockIdx.x * WARP_ROWS + threadIdx.x / WARP;
 }
 
 DEVICE int lane_id()
@@ -56,42 +57,60 @@ DEVICE int lane_id()
 
 static dim3 row_grid(size_t rows)
 {
-	return dim3((unsigned)ceil_div(rows, LENGTH_WARPS));
+	return dim3((unsigned)ceil_div(rows, WARP_ROWS));
 }
 
 /* ---- layer norm ---- */
 
-/* Two passes for the variance: mean(x^2) - mean^2 loses everything on rows far from zero. */
-template <int N>
-KERNEL norm_fwd_kernel(T *y, float *mean, float *rstd, const float *x, const float *w, const float *b, size_t rows, int C)
+/* A block a row, which it reads once.  Two passes for the variance: mean(x^2) - mean^2 loses everything on rows far from
+ * zero. */
+KERNEL __launch_bounds__(ROW_THREADS) norm_fwd_kernel(T *y, float *mean, float *rstd, const float *x, const float *w,
+                                                      const float *b, int C)
+{
+	float v[EACH], gain[EACH], bias[EACH], *room = (float *)SHARED, s = 0;
+	size_t r = blockIdx.x;
+	take_row(v, x + r * C, C);
+#pragma unroll
+	for (int k = 0; k < EACH; k++)
+		s += v[k];
+	float mu = block_sum(s, room) / C;
+	s = 0;
+#pragma unroll
+	for (int k = 0; k < EACH; k++) {
+		v[k] -= mu;
+		s += group_column(k / 4) < C ? v[k] * v[k] : 0;
+	}
+	float rs = 1.0f / sqrtf(block_sum(s, room) / C + NORM_EPS);
+	take_row(gain, w, C);
+	take_row(bias, b, C);
+#pragma unroll
+	for (int k = 0; k < EACH; k++)
+		v[k] = v[k] * rs * gain[k] + bias[k];
+	put_row(y + r * C, v, C);
+	if (threadIdx.x == 0) {
+		mean[r] = mu;
+		rstd[r] = rs;
+	}
+}
+
+/* The same for any width: a warp a row. */
+KERNEL norm_fwd_any_kernel(T *y, float *mean, float *rstd, const float *x, const float *w, const float *b, size_t rows, int C)
 {
 	size_t r = warp_row();
 	if (r >= rows)
 		return;
-	float s = 0, v[N], gain[N], bias[N];
+	float s = 0;
 	x += r * C;
 	y += r * C;
-	for (int c = lane_id() * N; c < C; c += WARP * N) {
-		load<N>(v, x + c);
-		for (int k = 0; k < N; k++)
-			s += v[k];
-	}
+	for (int c = lane_id(); c < C; c += WARP)
+		s += x[c];
 	float mu = warp_sum(s) / C;
 	s = 0;
-	for (int c = lane_id() * N; c < C; c += WARP * N) {
-		load<N>(v, x + c);
-		for (int k = 0; k < N; k++)
-			s += (v[k] - mu) * (v[k] - mu);
-	}
+	for (int c = lane_id(); c < C; c += WARP)
+		s += (x[c] - mu) * (x[c] - mu);
 	float rs = 1.0f / sqrtf(warp_sum(s) / C + NORM_EPS);
-	for (int c = lane_id() * N; c < C; c += WARP * N) {
-		load<N>(v, x + c);
-		load<N>(gain, w + c);
-		load<N>(bias, b + c);
-		for (int k = 0; k < N; k++)
-			v[k] = (v[k] - mu) * rs * gain[k] + bias[k];
-		store<N>(y + c, v);
-	}
+	for (int c = lane_id(); c < C; c += WARP)
+		from_f(y[c], (x[c] - mu) * rs * w[c] + b[c]);
 	if (lane_id() == 0) {
 		mean[r] = mu;
 		rstd[r] = rs;
@@ -101,13 +120,13 @@ KERNEL norm_fwd_kernel(T *y, float *mean, float *rstd, const float *x, const flo
 void norm_fwd(struct dev *d, void *y, float *mean, float *rstd, const float *x, const float *w, const float *b, size_t rows,
               int C, int flags)
 {
-	if (!T_IS_F32 && flags & OP_F32) {
+	if (!T_IS_F32 && flags & OP_F32)
 		for_f32::norm_fwd(d, y, mean, rstd, x, w, b, rows, C, flags);
-		return;
-	}
-	bool vector = C % 4 == 0 && aligned(y, 16) && aligned(x, 16) && aligned(w, 16) && aligned(b, 16);
-	launch(d, vector ? norm_fwd_kernel<4> : norm_fwd_kernel<1>, row_grid(rows), dim3(LENGTH_WARPS * WARP), 0, (T *)y, mean, rstd,
-	       x, w, b, rows, C);
+	else if (fits_registers(C) && aligned(y, 16) && aligned(x, 16) && aligned(w, 16) && aligned(b, 16))
+		launch(d, norm_fwd_kernel, dim3((unsigned)rows), dim3(row_threads(C)), ROW_WARPS * sizeof(float), (T *)y, mean, rstd, x, w,
+		       b, C);
+	else
+		launch(d, norm_fwd_any_kernel, row_grid(rows), dim3(WARP_ROWS * WARP), 0, (T *)y, mean, rstd, x, w, b, rows, C);
 }
 
 /* What the kernels of the backward work on; see ops.h. */
@@ -284,7 +303,7 @@ KERNEL l2_fwd_kernel(float *y, float *rnorm, const float *x, size_t rows, int C)
 
 void l2_fwd(struct dev *d, float *y, float *rnorm, const float *x, size_t rows, int C)
 {
-	launch(d, l2_fwd_kernel, row_grid(rows), dim3(LENGTH_WARPS * WARP), 0, y, rnorm, x, rows, C);
+	launch(d, l2_fwd_kernel, row_grid(rows), dim3(WARP_ROWS * WARP), 0, y, rnorm, x, rows, C);
 }
 
 /* dx = (dy - y (y . dy)) / |x| */
@@ -304,6 +323,6 @@ KERNEL l2_bwd_kernel(float *dx, const float *dy, const float *y, const float *rn
 void l2_bwd(struct dev *d, float *dx, const float *dy, const float *y, const float *rnorm, size_t rows, int C)
 {
 	if (dx)
-		launch(d, l2_bwd_kernel, row_grid(rows), dim3(LENGTH_WARPS * WARP), 0, dx, dy, y, rnorm, rows, C);
+		launch(d, l2_bwd_kernel, row_grid(rows), dim3(WARP_ROWS * WARP), 0, dx, dy, y, rnorm, rows, C);
 }
 }
