@@ -341,12 +341,11 @@ static void check_norm_next(size_t rows, int C, int flags, float scale)
 	size_t n = rows * C;
 	struct tensor x = tensor_random(DT_F32, n, -1, 5), w = tensor_random(DT_F32, C, 0.5, 2), dy = tensor_random(t, n, -1, 1);
 	struct tensor mean = tensor_output(DT_F32, rows), rstd = tensor_output(DT_F32, rows), y = tensor_output(t, n);
-	struct tensor want = tensor_output(t, n), dx[3], dw[3], sums[3], next = tensor_output(t, n);
+	struct tensor want = tensor_output(t, n), dx[3], dw[3], sums[3], next = tensor_output(t, n), from = tensor_random(DT_F32, n, -1, 1);
 	ops->norm_fwd(dev, y.p, mean.p, rstd.p, x.p, w.p, w.p, rows, C, flags);
 	for (int i = 0; i < 3; i++) {
-		dx[i] = tensor_random(DT_F32, n, -1, 1), dw[i] = tensor_fill(DT_F32, C, 0), sums[i] = tensor_fill(DT_F32, C, 3);
-		if (i > 0)
-			memcpy(dx[i].v, dx[0].v, n * sizeof *dx[0].v);
+		dx[i] = tensor_new(DT_F32, n), dw[i] = tensor_fill(DT_F32, C, 0), sums[i] = tensor_fill(DT_F32, C, 3);
+		memcpy(dx[i].v, from.v, n * sizeof *from.v);
 		dx[i].v[n / 2] = INFINITY, dx[i].v[n - 1] = 1e5;
 		tensor_put(&dx[i]);
 		struct norm_next to = {i == 0 ? NULL : i == 1 ? next.p : dy.p, sums[i].p, scale};
@@ -373,7 +372,7 @@ static void check_norm_next(size_t rows, int C, int flags, float scale)
 	for (int i = 0; i < 3; i++)
 		tensor_free(&dx[i]), tensor_free(&dw[i]), tensor_free(&sums[i]);
 	tensor_free(&x), tensor_free(&w), tensor_free(&dy), tensor_free(&mean), tensor_free(&rstd), tensor_free(&y);
-	tensor_free(&want), tensor_free(&next);
+	tensor_free(&want), tensor_free(&next), tensor_free(&from);
 }
 
 int main(void)
