@@ -1,6 +1,6 @@
 /* elem.cu - elem.c on a GPU: casts, residual sum, ReLU, GELU, pixels, embedding tables.  Bound by memory:
  * four elements a thread and step. */
-#include "cuda.cuh"
+#include "strips.cuh"
 
 namespace FOR_TYPE {
 
@@ -193,10 +193,54 @@ struct gelu_bwd_op {
 	}
 };
 
-void gelu_bwd(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact)
+enum { SUM_THREADS = 128, SUM_BLOCKS = 12 /* a multiprocessor */, CHUNK = 16 / (int)sizeof(T) };
+
+/* The same, N columns a thread, a strip of rows a block; part[strips, C]. */
+template <int N>
+KERNEL __launch_bounds__(SUM_THREADS, SUM_BLOCKS) gelu_bwd_kernel(T *du, float *part, const T *dy, const T *u, size_t rows,
+                                                                 int C, int exact)
 {
-	if (du)
-		map(d, n, aligned(du, 16) && aligned(dy, 16) && aligned(u, 16), gelu_bwd_op{(T *)du, (const T *)dy, (const T *)u, exact});
+	int c = (int)(blockIdx.x * SUM_THREADS + threadIdx.x) * N;
+	if (c >= C)
+		return;
+	float s[N] = {}, g[N], v[N];
+	size_t from, to;
+	strip_rows(from, to, rows, blockIdx.y, gridDim.y);
+	for (size_t r = from; r < to; r++) {
+		load<N>(g, dy + r * C + c);
+		load<N>(v, u + r * C + c);
+#pragma unroll
+		for (int k = 0; k < N; k++) {
+			g[k] *= gelu_slope(v[k], exact);
+			s[k] += to_f(make<T>(g[k]));
+		}
+		if (du)
+			store<N>(du + r * C + c, g);
+	}
+	store<N>(part + (size_t)blockIdx.y * C + c, s);
+}
+
+static void gelu_bwd_summed(struct dev *d, T *du, float *db, const T *dy, const T *u, size_t rows, int C, int exact)
+{
+	bool vector = C % CHUNK == 0 && aligned(du, 16) && aligned(dy, 16) && aligned(u, 16);
+	size_t columns = ceil_div(C, SUM_THREADS * (vector ? CHUNK : 1)), strips = ceil_div((size_t)d->sms * SUM_BLOCKS, columns);
+	strips = rows < strips ? rows : strips;
+	float *part = (float *)cuda_scratch(d, strips * C * sizeof *part);
+	if (!part || !strips)
+		return;
+	launch(d, vector ? gelu_bwd_kernel<CHUNK> : gelu_bwd_kernel<1>, dim3((unsigned)columns, (unsigned)strips),
+	       dim3(SUM_THREADS), 0, du, part, dy, u, rows, C, exact);
+	struct strip_totals t = {{db}, {1}};
+	strips_total(d, &t, 1, part, (int)strips, C);
+}
+
+void gelu_bwd(struct dev *d, void *du, float *db, const void *dy, const void *u, size_t rows, int C, int exact)
+{
+	if (db)
+		gelu_bwd_summed(d, (T *)du, db, (const T *)dy, (const T *)u, rows, C, exact);
+	else if (du)
+		map(d, rows * C, aligned(du, 16) && aligned(dy, 16) && aligned(u, 16),
+		    gelu_bwd_op{(T *)du, (const T *)dy, (const T *)u, exact});
 }
 
 /* ---- pixels ---- */

@@ -181,7 +181,8 @@ struct ops {
 	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags);
 	/* y = u * sigmoid(1.702 u) (C5, H5), all T; exact 1: erf GELU instead (some published CLIPs). */
 	void (*gelu_fwd)(struct dev *d, void *y, const void *u, size_t n, int exact);
-	void (*gelu_bwd)(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact);
+	/* du[rows,C] = dy gelu'(u); db[C] += its column sums, as rounded to T: the gradient of the bias that u has in it. */
+	void (*gelu_bwd)(struct dev *d, void *du, float *db, const void *dy, const void *u, size_t rows, int C, int exact);
 	/* Bytes to floats: x = rgb * scale[c] + shift[c], c the channel, 3 channels. */
 	void (*pixels)(struct dev *d, float *x, const uint8_t *rgb, size_t n_pixels, const float scale[3], const float shift[3]);
 

@@ -76,7 +76,7 @@ static void check_transformer(int C, int H, int B)
 	struct adamw_tensor t = {w, w, w, w, w, DT_F32, DT_F32, DT_F32, DT_F32};
 	o->adamw(d, &t, weights, &a);
 	o->sumsq(d, total, w, DT_F32, weights), o->average(d, w, w, DT_F32, weights, 0.9f);
-	o->cast(d, x, h, n, 1, OP_FILTER), o->gelu_bwd(d, x, x, x, n, 0), o->add(d, h, h, x, 1, n);
+	o->cast(d, x, h, n, 1, OP_FILTER), o->gelu_bwd(d, x, NULL, x, x, rows, C, 0), o->gelu_bwd(d, x, table, x, x, rows, 4 * C, 0), o->gelu_bwd(d, x, table, x, x, rows, 4 * C - 1, 0), o->add(d, h, h, x, 1, n);
 	went_well("optimizer and elementwise");
 }
 

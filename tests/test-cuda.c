@@ -35,10 +35,36 @@ static void check_elementwise(size_t n)
 	for (int exact = 0; exact < 2; exact++) {
 		EACH_SIDE(o->gelu_fwd(d, y.p[s], u.p[s], n, exact));
 		same(&y, 1, "gelu_fwd");
-		EACH_SIDE(o->gelu_bwd(d, y.p[s], dy.p[s], u.p[s], n, exact));
+		EACH_SIDE(o->gelu_bwd(d, y.p[s], NULL, dy.p[s], u.p[s], 1, (int)n, exact));
 		same(&y, 1, "gelu_bwd");
 	}
 	FREE(&x, &u, &dy, &y, &f, &acc, &f32);
+}
+
+/* With sums of the columns: du has the bits that it has without them, and the device alone gives the same sums twice. */
+static void check_gelu_sums(size_t rows, int C, int exact)
+{
+	size_t n = rows * C;
+	struct pair u = pair_of(T, n, -9, 9), dy = pair_of(T, n, -1, 1), du = pair_output(T, n), plain = pair_output(T, n);
+	struct pair db = pair_of(DT_F32, C, -1, 1), alone[2] = {pair_of(DT_F32, C, 0, 0), pair_of(DT_F32, C, 0, 0)};
+	EACH_SIDE(o->gelu_bwd(d, plain.p[s], NULL, dy.p[s], u.p[s], rows, C, exact);
+	          o->gelu_bwd(d, du.p[s], db.p[s], dy.p[s], u.p[s], rows, C, exact);
+	          for (int i = 0; i < 2; i++) o->gelu_bwd(d, NULL, alone[i].p[s], dy.p[s], u.p[s], rows, C, exact));
+	same(&du, 2, "gelu_bwd with sums"), same(&db, T == DT_F32 ? 4 : unit(T) / unit(DT_F32), "gelu_bwd's sums");
+	double *v[4] = {pair_get(&plain, 1, "gelu_bwd"), pair_get(&du, 1, "gelu_bwd"), pair_get(&alone[0], 1, "gelu_bwd"), pair_get(&alone[1], 1, "gelu_bwd")};
+	CHECK(!memcmp(v[0], v[1], n * sizeof *v[0]), "gelu_bwd %zu x %d (%s device): du with sums and without", rows, C, type_names[T]);
+	CHECK(!memcmp(v[2], v[3], C * sizeof *v[2]), "gelu_bwd %zu x %d (%s device): the same sums twice", rows, C, type_names[T]);
+	int right = 0;
+	for (int c = 0; c < C; c++) {
+		double sum = 0, mass = 1e-6;
+		for (size_t r = 0; r < rows; r++)
+			sum += v[1][r * C + c], mass += fabs(v[1][r * C + c]);
+		right += fabs(v[2][c] - sum) <= 1e-6 * mass;
+	}
+	CHECK(right == C, "gelu_bwd %zu x %d (%s device): %d columns are summed as rounded", rows, C, type_names[T], right);
+	for (int i = 0; i < 4; i++)
+		free(v[i]);
+	FREE(&u, &dy, &du, &plain, &db, &alone[0], &alone[1]);
 }
 
 /* NaN, infinities and what overflows T alone. */
@@ -597,6 +623,7 @@ static void elementwise(void)
 	static const size_t lengths[] = {17, 255, 5001};
 	for (int i = 0; i < 3; i++)
 		check_elementwise(lengths[i]);
+	check_gelu_sums(1, 1, 0), check_gelu_sums(130, 37, 1), check_gelu_sums(77, 2056, 0);
 	check_filter();
 	check_pixels(1), check_pixels(85);
 	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);

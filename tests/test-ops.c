@@ -85,10 +85,32 @@ static void check_gelu(size_t n, int exact)
 	near(&y, want, bound(T), "gelu_fwd");
 	for (size_t i = 0; i < n; i++)
 		differences(want + i, naive_gelu, u.v + i, 1, dy.v + i, 1, &exact);
-	ops->gelu_bwd(dev, du.p, dy.p, u.p, n, exact);
+	ops->gelu_bwd(dev, du.p, NULL, dy.p, u.p, 1, (int)n, exact);
 	near(&du, want, bound(T), "gelu_bwd");
-	ops->gelu_bwd(dev, NULL, dy.p, u.p, n, exact);
+	ops->gelu_bwd(dev, NULL, NULL, dy.p, u.p, 1, (int)n, exact);
 	tensor_free(&u), tensor_free(&y), tensor_free(&dy), tensor_free(&du);
+	free(want);
+}
+
+/* The sums are those of du as it is stored, whether it is stored or not. */
+static void check_gelu_sums(size_t rows, int C)
+{
+	size_t n = rows * C;
+	struct tensor u = tensor_random(T, n, -9, 9), dy = tensor_random(T, n, -1, 1), du = tensor_output(T, n), plain = tensor_output(T, n);
+	struct tensor db[] = {tensor_fill(DT_F32, C, 2), tensor_fill(DT_F32, C, 2)};
+	double *want = must(calloc(C, sizeof *want));
+	ops->gelu_bwd(dev, plain.p, NULL, dy.p, u.p, rows, C, 0);
+	ops->gelu_bwd(dev, du.p, db[0].p, dy.p, u.p, rows, C, 0);
+	ops->gelu_bwd(dev, NULL, db[1].p, dy.p, u.p, rows, C, 0);
+	tensor_get(&du, "gelu_bwd"), tensor_get(&plain, "gelu_bwd");
+	for (int c = 0; c < C; c++) {
+		want[c] = 2;
+		for (size_t r = 0; r < rows; r++)
+			want[c] += du.v[r * C + c];
+	}
+	CHECK(!memcmp(du.v, plain.v, n * sizeof *du.v), "gelu_bwd %zu x %d: du is the same with sums and without", rows, C);
+	near(&db[0], want, 1e-6, "gelu_bwd's sums add"), near(&db[1], want, 1e-6, "gelu_bwd's sums alone");
+	tensor_free(&u), tensor_free(&dy), tensor_free(&du), tensor_free(&plain), tensor_free(&db[0]), tensor_free(&db[1]);
 	free(want);
 }
 
@@ -102,7 +124,7 @@ static void check_gelu_ends(void)
 		ops->gelu_fwd(dev, y.p, u.p, 4, exact);
 		tensor_get(&y, "gelu ends");
 		CHECK(y.v[0] == 0 && y.v[1] == u.v[1] && fabs(y.v[2]) < 1e-30 && isnan(y.v[3]), "gelu of far arguments");
-		ops->gelu_bwd(dev, y.p, dy.p, u.p, 4, exact);
+		ops->gelu_bwd(dev, y.p, NULL, dy.p, u.p, 1, 4, exact);
 		tensor_get(&y, "gelu ends");
 		CHECK(y.v[0] == 0 && y.v[1] == 1 && fabs(y.v[2]) < 1e-30 && isnan(y.v[3]), "gelu' of far arguments");
 		tensor_free(&u), tensor_free(&y), tensor_free(&dy);
@@ -540,6 +562,11 @@ int main(void)
 	for (int i = 0; i < 3; i++) {
 		device_open(all_types[i], 0);
 		check_type();
+		device_close();
+	}
+	for (int i = 0; i < 3; i++) {
+		device_open(all_types[i], 0);
+		check_gelu_sums(1, 1), check_gelu_sums(300, 33), check_gelu_sums(5, 3000);
 		device_close();
 	}
 	check_bits();
