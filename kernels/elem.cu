@@ -25,7 +25,10 @@ struct cast_op {
 
 void cast(struct dev *d, void *y, const float *x, size_t n, float scale, int flags)
 {
-	map(d, n, aligned(x, 16) && aligned(y, 16), cast_op{(T *)y, x, scale, flags & OP_FILTER});
+	if (!T_IS_F32 && flags & OP_F32)
+		for_f32::cast(d, y, x, n, scale, flags);
+	else
+		map(d, n, aligned(x, 16) && aligned(y, 16), cast_op{(T *)y, x, scale, flags & OP_FILTER});
 }
 
 struct uncast_op {
