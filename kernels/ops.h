@@ -234,7 +234,8 @@ struct ops {
 	void (*norm_fwd)(struct dev *d, void *y /*T*/, float *mean, float *rstd, const float *x, const float *w, const float *b,
 	                 size_t rows, int C, int flags);
 	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32.  Everything that it gives is
-	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that.  next: see struct norm_next; NULL, or where dx is: not wanted. */
+	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that.  next: see struct norm_next; NULL
+	 * where it, or dx, is not wanted. */
 	void (*norm_bwd)(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
 	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags,
 	                 const struct norm_next *next);

@@ -312,7 +312,7 @@ static void mlp_backward(const struct stack *s, const struct stack_layer *l, flo
 	int C = s->c.width, F = s->c.hidden;
 	product_backward(s, s->g1, l->down_w, NULL, entering(s, dh), l->a, rows, F, C);         /* da (rows, F) */
 	ops->gelu_bwd(d, s->g2, l->up_b->g, s->g1, l->u, rows, F, s->c.exact_gelu);             /* du (rows, F) */
-	product_backward(s, s->g3, l->up_w, NULL, s->g2, l->n2, rows, C, F);                 /* dn (rows, C) */
+	product_backward(s, s->g3, l->up_w, NULL, s->g2, l->n2, rows, C, F);                    /* dn (rows, C) */
 	norm_backward(s, dh, l->norm2_w, l->norm2_b, l->x2, l->mean2, l->rstd2, rows, r);       /* (rows, C) */
 }
 
