@@ -328,6 +328,12 @@ DEVICE void merge(float y[N], const float *sum, int size, const float *top, cons
 		y[i] *= gain;
 }
 
+/* How far a row's ring goes on behind the first is not known here. */
+static struct written written_by(const struct dev *d, const struct step &s)
+{
+	return written{{{s.y, (size_t)s.B * s.part * sizeof(T)}, {s.image, cuda_bytes_from(d, s.image)}, {NULL, 0}}};
+}
+
 /* ---- any type and width: a block for a head of a row ---- */
 
 enum { WARPS = 16 };
@@ -339,6 +345,8 @@ KERNEL __launch_bounds__(WARPS *WARP, T_IS_F32 && N > 1 ? 2 : 1) attn_step_kerne
 	int h = (int)blockIdx.x % s.H, b = (int)blockIdx.x / s.H, warp = (int)threadIdx.x / WARP;
 	T *y = s.y + (size_t)b * s.part + h * s.D;
 	float *sum = (float *)SHARED, *top = sum + WARPS * s.D, *total = top + WARPS;
+	await_previous();
+	let_next_start();
 	struct row r = row_of(s, b, h);
 	if (r.pos < 0) {
 		for (int c = (int)threadIdx.x; c < s.D; c += WARPS * WARP)
@@ -369,7 +377,8 @@ static void any_step(struct dev *d, const struct step &s)
 		kernel = s.D <= 8 * N    ? attn_step_kernel<N, 8, 1, AHEAD>
 			 : s.D <= 16 * N ? attn_step_kernel<N, 16, 1, AHEAD>
 					 : attn_step_kernel<N, WARP, 1, AHEAD>;
-	launch(d, kernel, dim3((unsigned)s.H * (unsigned)s.B), dim3(WARPS * WARP), WARPS * ((size_t)s.D + 2) * sizeof(float), s);
+	launch_early(d, written_by(d, s), kernel, dim3((unsigned)s.H * (unsigned)s.B), dim3(WARPS * WARP),
+	             WARPS * ((size_t)s.D + 2) * sizeof(float), s);
 }
 
 /* ---- tensor cores: a block for a head of 16 rows ---- */
@@ -602,6 +611,8 @@ template <int DP> KERNEL __launch_bounds__((DP == 64 ? MANY_WARPS : FEW_WARPS) *
 	/* Every other warp begins with the image: text comes from the second-level cache, the image's keys from memory, and neither
 	 * waits while the other is busy. */
 	bool first = threadIdx.x / WARP % 2;
+	await_previous();
+	let_next_start();
 	if (first)
 		images<DP>(t, s, row0, h);
 	texts<DP>(t, s, row0, h);
@@ -628,8 +639,8 @@ static bool tile_step(struct dev *d, const struct step &s)
 		return false;
 	/* Two blocks run on a processor at once; where there is one for each, twice the warps. */
 	int warps = s.D <= 64 && blocks <= (size_t)d->sms ? MANY_WARPS : FEW_WARPS;
-	launch(d, s.D <= 64 ? attn_step_tile_kernel<64> : attn_step_tile_kernel<128>, dim3((unsigned)blocks),
-	       dim3((unsigned)(warps * WARP)), shared, s);
+	launch_early(d, written_by(d, s), s.D <= 64 ? attn_step_tile_kernel<64> : attn_step_tile_kernel<128>, dim3((unsigned)blocks),
+	             dim3((unsigned)(warps * WARP)), shared, s);
 	return true;
 }
 #endif

@@ -134,7 +134,7 @@ static void conv_weight_gradient(struct dev *d, float *dw, const void *dy, const
 				 .a = { at_const(dy, t, p * s->out), t, 1, s->out },
 				 .b = { col, t, 1, depth },
 				 .c = dwk, .c_type = DT_F32, .ldc = depth,
-				 .add = 1,
+				 .add = dwk,
 			 });
 	}
 #pragma omp parallel for num_threads(d->threads)

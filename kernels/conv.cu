@@ -119,7 +119,7 @@ void conv_fwd(struct dev *d, void *y, const void *x, const void *w, const float 
 		return;
 	int C = padded(in, &s), depth = C * k * k;
 	struct product p = {neighbourhoods(wide, C, true, group_of(C), &s), lines(wk, depth, true), pixels_of(&s), out, depth, y,
-	                    false, false, (flags & OP_RELU) != 0, b, 1};
+	                    false, NULL, (flags & OP_RELU) != 0, b, 1};
 	own_product(d, &p);
 }
 
@@ -131,7 +131,7 @@ static void conv_dx(struct dev *d, void *dx, const void *dy, const void *w, cons
 	if (!wk || !wide)
 		return;
 	struct product p = {neighbourhoods(wide, C, true, group_of(C), s), lines(wk, depth, true), pixels_of(s), s->in, depth, dx,
-	                    false, false, false, NULL, 1};
+	                    false, NULL, false, NULL, 1};
 	own_product(d, &p);
 }
 
@@ -142,7 +142,7 @@ static void conv_dw(struct dev *d, float *dw, const void *dy, const void *x, con
 	if (!wide || !wide_dy)
 		return;
 	struct product p = {lines(wide_dy, rows, false), neighbourhoods(wide, C, false, C, s), s->out, C * taps, pixels_of(s), NULL,
-	                    false, false, false, NULL, 1};
+	                    false, NULL, false, NULL, 1};
 	weight_gradient(d, dw, false, &p, s->in, C, taps);
 }
 

@@ -557,11 +557,23 @@ static int product(struct dev *d, const char *op, struct key key, void *out, con
 static void dnnl_linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in,
 			    int out, int flags)
 {
-	enum dtype t = call_type(d, flags), to = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
-	struct key key = { .type = (int)t, .out_type = (int)to, .sum = (flags & OP_ADD) != 0, .w_transposed = 1,
-			   .dims = { (int64_t)rows, in, out } };
+	enum dtype t = call_type(d, flags), to = flags & OP_OUT_F32 ? DT_F32 : t;
+	struct key key = { .type = (int)t, .out_type = (int)to, .w_transposed = 1, .dims = { (int64_t)rows, in, out } };
 	if (product(d, "linear_fwd", key, y, x, w, b))
 		cpu_linear_fwd(d, y, x, w, b, rows, in, out, flags);
+}
+
+/* oneDNN adds in place only. */
+static void dnnl_linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, const void *w, const float *b,
+				size_t rows, int in, int out)
+{
+	size_t bytes = (size_t)out * sizeof *y;
+	struct key key = { .type = (int)d->type, .out_type = DT_F32, .sum = 1, .w_transposed = 1,
+			   .dims = { (int64_t)rows, in, out } };
+	if (y != h)
+		cpu_copy2d(d, y, bytes, h, bytes, bytes, rows);
+	if (product(d, "linear_add_fwd", key, y, x, w, b))
+		cpu_linear_add_fwd(d, y, y, x, w, b, rows, in, out);
 }
 
 static void dnnl_linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
@@ -592,6 +604,12 @@ static void linear_fwd(struct dev *d, void *y, const void *x, const void *w, con
 	(is_ours(rows, call_type(d, flags)) ? cpu_linear_fwd : dnnl_linear_fwd)(d, y, x, w, b, rows, in, out, flags);
 }
 
+static void linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, const void *w, const float *b, size_t rows,
+			   int in, int out)
+{
+	(is_ours(rows, d->type) ? cpu_linear_add_fwd : dnnl_linear_add_fwd)(d, y, h, x, w, b, rows, in, out);
+}
+
 static void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
 		       size_t rows, int in, int out, int flags)
 {
@@ -614,6 +632,7 @@ static void linear_gelu_fwd(struct dev *d, void *y, void *u, const void *x, cons
 void dnnl_override(struct ops *o)
 {
 	o->linear_fwd = linear_fwd;
+	o->linear_add_fwd = linear_add_fwd;
 	o->linear_bwd = linear_bwd;
 	o->linear_gelu_fwd = linear_gelu_fwd;
 	o->conv_fwd = dnnl_conv_fwd;
@@ -624,6 +643,7 @@ void dnnl_override_all(struct ops *o)
 {
 	dnnl_override(o);
 	o->linear_fwd = dnnl_linear_fwd;
+	o->linear_add_fwd = dnnl_linear_add_fwd;
 	o->linear_bwd = dnnl_linear_bwd;
 	o->linear_gelu_fwd = dnnl_linear_gelu_fwd;
 }

@@ -2,7 +2,7 @@
  * tables.  Every loop works on blocks of BLOCK elements held in f32 on the stack, so that the
  * 16-bit types cost one conversion.  No reduction here except embed_bwd, whose order of sums is
  * that of the rows: all results are the same for any thread count. */
-#include "cpu.h"
+#include "gemm.h"
 #include "vec.h"
 
 enum { BLOCK = 1024, SMALL = 16384 /* fewer elements: one thread */ };
@@ -208,16 +208,21 @@ CLONES static void gelu_bwd_block(void *du, const void *dy, const void *u, enum 
 	row_from_f32(du, t, g, n);
 }
 
-void cpu_gelu_bwd(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact)
+void cpu_gelu_bwd(struct dev *d, void *du, float *db, const void *dy, const void *u, size_t rows, int C, int exact)
 {
 	enum dtype t = d->type;
-	if (!du)
-		return;
+	size_t n = rows * (size_t)C;
+	struct scratch_mark mark = cpu_scratch_begin(d);
+	void *out = du || !db ? du : cpu_scratch(d, "gelu_bwd", n * dtype_bytes(t));
+	size_t blocks = out ? blocks_of(n) : 0;
 #pragma omp parallel for num_threads(d->threads) if (n > SMALL)
-	for (size_t b = 0; b < blocks_of(n); b++) {
+	for (size_t b = 0; b < blocks; b++) {
 		size_t o = b * BLOCK;
-		gelu_bwd_block(at(du, t, o), at_const(dy, t, o), at_const(u, t, o), t, block_length(n, b), exact);
+		gelu_bwd_block(at(out, t, o), at_const(dy, t, o), at_const(u, t, o), t, block_length(n, b), exact);
 	}
+	if (out && db)
+		cpu_column_sums(d, "gelu_bwd", db, out, t, rows, (size_t)C);
+	cpu_scratch_end(d, mark);
 }
 
 /* ---- pixels ---- */

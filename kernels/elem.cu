@@ -1,6 +1,7 @@
 /* elem.cu - elem.c on a GPU: casts, residual sum, ReLU, GELU, pixels, embedding tables.  Bound by memory:
  * four elements a thread and step. */
 #include "gelu.cuh"
+#include "strips.cuh"
 
 namespace FOR_TYPE {
 
@@ -25,7 +26,10 @@ struct cast_op {
 
 void cast(struct dev *d, void *y, const float *x, size_t n, float scale, int flags)
 {
-	map(d, n, aligned(x, 16) && aligned(y, 16), cast_op{(T *)y, x, scale, flags & OP_FILTER});
+	if (!T_IS_F32 && flags & OP_F32)
+		for_f32::cast(d, y, x, n, scale, flags);
+	else
+		map(d, n, aligned(x, 16) && aligned(y, 16), cast_op{(T *)y, x, scale, flags & OP_FILTER});
 }
 
 struct uncast_op {
@@ -183,10 +187,54 @@ struct gelu_bwd_op {
 	}
 };
 
-void gelu_bwd(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact)
+enum { SUM_THREADS = 128, SUM_BLOCKS = 12 /* a multiprocessor */, CHUNK = 16 / (int)sizeof(T) };
+
+/* The same, N columns a thread, a strip of rows a block; part[strips, C]. */
+template <int N>
+KERNEL __launch_bounds__(SUM_THREADS, SUM_BLOCKS) gelu_bwd_kernel(T *du, float *part, const T *dy, const T *u, size_t rows,
+                                                                 int C, int exact)
 {
-	if (du)
-		map(d, n, aligned(du, 16) && aligned(dy, 16) && aligned(u, 16), gelu_bwd_op{(T *)du, (const T *)dy, (const T *)u, exact});
+	int c = (int)(blockIdx.x * SUM_THREADS + threadIdx.x) * N;
+	if (c >= C)
+		return;
+	float s[N] = {}, g[N], v[N];
+	size_t from, to;
+	strip_rows(from, to, rows, blockIdx.y, gridDim.y);
+	for (size_t r = from; r < to; r++) {
+		load<N>(g, dy + r * C + c);
+		load<N>(v, u + r * C + c);
+#pragma unroll
+		for (int k = 0; k < N; k++) {
+			g[k] *= gelu_slope(v[k], exact);
+			s[k] += to_f(make<T>(g[k]));
+		}
+		if (du)
+			store<N>(du + r * C + c, g);
+	}
+	store<N>(part + (size_t)blockIdx.y * C + c, s);
+}
+
+static void gelu_bwd_summed(struct dev *d, T *du, float *db, const T *dy, const T *u, size_t rows, int C, int exact)
+{
+	bool vector = C % CHUNK == 0 && aligned(du, 16) && aligned(dy, 16) && aligned(u, 16);
+	size_t columns = ceil_div(C, SUM_THREADS * (vector ? CHUNK : 1)), strips = ceil_div((size_t)d->sms * SUM_BLOCKS, columns);
+	strips = rows < strips ? rows : strips;
+	float *part = (float *)cuda_scratch(d, strips * C * sizeof *part);
+	if (!part || !strips)
+		return;
+	launch(d, vector ? gelu_bwd_kernel<CHUNK> : gelu_bwd_kernel<1>, dim3((unsigned)columns, (unsigned)strips),
+	       dim3(SUM_THREADS), 0, du, part, dy, u, rows, C, exact);
+	struct strip_totals t = {{db}, {1}};
+	strips_total(d, &t, 1, part, (int)strips, C);
+}
+
+void gelu_bwd(struct dev *d, void *du, float *db, const void *dy, const void *u, size_t rows, int C, int exact)
+{
+	if (db)
+		gelu_bwd_summed(d, (T *)du, db, (const T *)dy, (const T *)u, rows, C, exact);
+	else if (du)
+		map(d, rows * C, aligned(du, 16) && aligned(dy, 16) && aligned(u, 16),
+		    gelu_bwd_op{(T *)du, (const T *)dy, (const T *)u, exact});
 }
 
 /* ---- pixels ---- */
@@ -218,6 +266,8 @@ void pixels(struct dev *d, float *x, const uint8_t *rgb, size_t n_pixels, const 
 KERNEL embed_kernel(float *h, const float *table, const int32_t *idx, int C, int add)
 {
 	size_t r = blockIdx.x;
+	await_previous();
+	let_next_start();
 	int32_t k = idx[r];
 	for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
 		float x = k >= 0 ? table[(size_t)k * C + c] : 0;
@@ -232,7 +282,8 @@ static dim3 row_threads(int C)
 
 void embed_fwd(struct dev *d, float *h, const float *table, const int32_t *idx, size_t rows, int C, int add)
 {
-	launch(d, embed_kernel, dim3((unsigned)rows), row_threads(C), 0, h, table, idx, C, add);
+	struct written out = {{{h, rows * C * sizeof *h}, {NULL, 0}, {NULL, 0}}};
+	launch_early(d, out, embed_kernel, dim3((unsigned)rows), row_threads(C), 0, h, table, idx, C, add);
 }
 
 enum { LINK_THREADS = 256 };

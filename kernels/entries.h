@@ -10,7 +10,7 @@
 #define ENTRIES_ELEM(X)                                                                            \
 	X(cast) X(uncast) X(add) X(relu_fwd) X(relu_bwd) X(relu_bwd_add) X(gelu_fwd) X(gelu_bwd)   \
 	X(pixels) X(embed_fwd) X(embed_bwd)
-#define ENTRIES_MATMUL(X) X(linear_fwd) X(linear_bwd) X(linear_gelu_fwd)
+#define ENTRIES_MATMUL(X) X(linear_fwd) X(linear_add_fwd) X(linear_bwd) X(linear_gelu_fwd)
 #define ENTRIES_CONV(X)                                                                            \
 	X(conv_fwd) X(conv_bwd) X(maxpool_fwd) X(maxpool_bwd) X(upsample_fwd) X(upsample_bwd)      \
 	X(space_to_depth) X(depth_to_space)

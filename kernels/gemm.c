@@ -136,15 +136,17 @@ static void finish_row(const struct gemm *g, size_t i, size_t j, size_t n, float
 		for (size_t q = 0; q < n; q++)
 			row[q] = row[q] > 0 ? row[q] : 0;
 	void *c = at(g->c, g->c_type, i * g->ldc + j);
-	if (g->add && g->c_type == DT_F32) {
+	const void *add = g->add ? at_const(g->add, g->c_type, i * g->ldc + j) : NULL;
+	if (add && g->c_type == DT_F32) {
+		const float *old = add;
 		float *sum = c;
 		for (size_t q = 0; q < n; q++)
-			sum[q] += row[q];
+			sum[q] = old[q] + row[q];
 		return;
 	}
-	if (g->add) {
+	if (add) {
 		float old[N_BLOCK];
-		row_to_f32(old, c, g->c_type, n);
+		row_to_f32(old, add, g->c_type, n);
 		for (size_t q = 0; q < n; q++)
 			row[q] += old[q];
 	}
@@ -271,6 +273,7 @@ int cpu_gemm(struct dev *d, const char *op, const struct gemm *g)
 		part.n = at_most(step, g->n - j);
 		part.b.p = at_const(g->b.p, g->b.type, j * g->b.across);
 		part.c = at(g->c, g->c_type, j);
+		part.add = g->add ? at_const(g->add, g->c_type, j) : NULL;
 		part.bias = g->bias ? g->bias + j : NULL;
 		int failed = multiply(d, op, &part);
 		cpu_scratch_end(d, mark);

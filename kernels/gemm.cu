@@ -6,6 +6,7 @@
  * shared memory and never written out. */
 #include "gemm.cuh"
 #include "mma.cuh"
+#include "strips.cuh"
 
 namespace FOR_TYPE {
 
@@ -86,9 +87,9 @@ template <bool VECTOR> DEVICE void gather(T *out, const struct operand &o, const
 
 struct result {
 	void *c;
-	const float *bias;
+	const float *add, *bias;
 	int m, n;
-	bool c_f32, add, relu;
+	bool c_f32, relu;
 };
 
 DEVICE void put(const struct result &c, int i, int j, float v)
@@ -99,7 +100,7 @@ DEVICE void put(const struct result &c, int i, int j, float v)
 	v += c.bias ? c.bias[j] : 0;
 	v = c.relu && v < 0 ? 0 : v;
 	if (c.add)
-		((float *)c.c)[at] += v;
+		((float *)c.c)[at] = c.add[at] + v;
 	else if (c.c_f32)
 		((float *)c.c)[at] = v;
 	else
@@ -330,7 +331,7 @@ template <bool KA, bool KB> static size_t shared_of(int bn)
 
 template <bool KA, bool KB, bool VECTOR, int BN> static void run(struct dev *d, const struct product *p)
 {
-	struct result c = {p->c, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->add, p->relu};
+	struct result c = {p->c, p->add, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->relu};
 	dim3 grid((unsigned)ceil_div(p->m, BM), (unsigned)ceil_div(p->n, BN), (unsigned)(p->splits > 1 ? p->splits : 1));
 #if T_IS_F32
 	size_t shared = product_shared(BN);
@@ -408,31 +409,21 @@ void weight_gradient(struct dev *d, void *dw, bool dw_t, struct product *p, int 
 	map(d, n, false, gradient_op{dw, dw_t, (const float *)p->c, p->splits, C, wide, taps, n});
 }
 
-/* ---- column sums: over strips of rows, then over the strips ---- */
+/* ---- column sums ---- */
 
 enum { STRIPS = 256, COLUMN_THREADS = 128 };
 
 KERNEL column_strips_kernel(float *part, const T *x, size_t rows, int C)
 {
 	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
-	size_t from = rows * blockIdx.y / gridDim.y, to = rows * (blockIdx.y + 1) / gridDim.y;
+	size_t from, to;
+	strip_rows(from, to, rows, blockIdx.y, gridDim.y);
 	if (c >= C)
 		return;
 	float s = 0;
 	for (size_t r = from; r < to; r++)
 		s += to_f(x[r * C + c]);
 	part[(size_t)blockIdx.y * C + c] = s;
-}
-
-KERNEL column_total_kernel(float *sums, const float *part, int strips, int C)
-{
-	int c = (int)(blockIdx.x * COLUMN_THREADS + threadIdx.x);
-	if (c >= C)
-		return;
-	float s = 0;
-	for (int k = 0; k < strips; k++)
-		s += part[(size_t)k * C + c];
-	sums[c] += s;
 }
 
 void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C)
@@ -443,6 +434,7 @@ void column_sums(struct dev *d, float *sums, const void *x, size_t rows, int C)
 	if (!part || !strips)
 		return;
 	launch(d, column_strips_kernel, dim3(columns, (unsigned)strips), dim3(COLUMN_THREADS), 0, part, (const T *)x, rows, C);
-	launch(d, column_total_kernel, dim3(columns), dim3(COLUMN_THREADS), 0, sums, part, (int)strips, C);
+	struct strip_totals t = {{sums}, {1}};
+	strips_total(d, &t, 1, part, (int)strips, C);
 }
 }

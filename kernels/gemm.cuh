@@ -25,7 +25,7 @@ struct product {
 	int m, n, k;
 	void *c;           /* [m, n] */
 	bool c_f32;        /* c is f32 although T is not */
-	bool add;          /* c += (f32) */
+	const float *add;  /* what the sum is added to, laid out as c, which is f32 and may be it; NULL: nothing */
 	bool relu;
 	const float *bias; /* [n] or NULL */
 	int splits;        /* more than 1: c is f32 [splits, m, n], parts of the sum */

@@ -24,7 +24,7 @@ struct gemm {
 	size_t ldc;
 	const float *bias; /* [n], or NULL */
 	int relu;
-	int add; /* c +=, rounded once where c is not f32 */
+	const void *add; /* what the sum is added to, laid out as c, which it may be; NULL: nothing.  Rounded once where c is not f32 */
 };
 
 /* 0, or -1 with d's sticky error set in op's name (no scratch memory). */

@@ -22,8 +22,22 @@ void cpu_linear_fwd(struct dev *d, void *y, const void *x, const void *w, const 
 			 .m = rows, .n = O, .k = I,
 			 .a = plain(x, t, I),
 			 .b = plain(w, t, I),
-			 .c = y, .c_type = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t, .ldc = O,
-			 .bias = b, .add = flags & OP_ADD,
+			 .c = y, .c_type = flags & OP_OUT_F32 ? DT_F32 : t, .ldc = O,
+			 .bias = b,
+		 });
+}
+
+void cpu_linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, const void *w, const float *b, size_t rows,
+			int in, int out)
+{
+	size_t I = (size_t)in, O = (size_t)out;
+	cpu_gemm(d, "linear_add_fwd",
+		 &(struct gemm){
+			 .m = rows, .n = O, .k = I,
+			 .a = plain(x, d->type, I),
+			 .b = plain(w, d->type, I),
+			 .c = y, .c_type = DT_F32, .ldc = O,
+			 .bias = b, .add = h,
 		 });
 }
 
@@ -47,7 +61,7 @@ void cpu_linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy
 				 .a = transposed(dy, t, O),
 				 .b = transposed(x, t, I),
 				 .c = dw, .c_type = flags & OP_DW_T ? t : DT_F32, .ldc = I,
-				 .add = 1,
+				 .add = dw,
 			 });
 	if (db)
 		cpu_column_sums(d, "linear_bwd", db, dy, t, rows, O);

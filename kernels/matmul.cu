@@ -12,7 +12,7 @@
 #ifndef PRODUCT_PLAN
 #define PRODUCT_PLAN
 /* What decides on an algorithm.  All in the library's terms, column after column:
- * d[m,n] = op(a)[m,k] op(b)[k,n] (+ d) (+ bias[m]). */
+ * d[m,n] = op(a)[m,k] op(b)[k,n] (+ c[m,n]) (+ bias[m]). */
 struct product_shape {
 	int m, n, k;
 	int a_transposed, b_transposed;
@@ -110,6 +110,7 @@ struct library_product {
 	struct product_shape s;
 	const void *a, *b;
 	void *d;
+	const void *c;    /* what is added, of d's type; may be d */
 	const void *bias; /* [m], of d's type */
 };
 
@@ -141,7 +142,7 @@ static bool plan_run(struct dev *, const struct product_plan *, const struct lib
 				if (q.bias)
 					sum += s.d_f32 ? ((const float *)q.bias)[i] : to_f(((const T *)q.bias)[i]);
 				if (s.add)
-					sum += s.d_f32 ? ((float *)q.d)[at] : to_f(((T *)q.d)[at]);
+					sum += s.d_f32 ? ((const float *)q.c)[at] : to_f(((const T *)q.c)[at]);
 				if (s.d_f32)
 					((float *)q.d)[at] = sum;
 				else
@@ -210,7 +211,8 @@ static bool plan_run(struct dev *d, const struct product_plan *p, const struct l
 	float one = 1, beta = l->s.add ? 1 : 0;
 	if (l->bias)
 		lt.MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias);
-	return lt.Matmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, l->d, p->d, l->d, p->d, &p->algo, d->workspace,
+	const void *c = l->s.add ? l->c : l->d;
+	return lt.Matmul(d->lt, p->desc, &one, l->a, p->a, l->b, p->b, &beta, c, p->d, l->d, p->d, &p->algo, d->workspace,
 	                 p->workspace, queue_of(d)) == CUBLAS_STATUS_SUCCESS;
 }
 #endif
@@ -218,7 +220,7 @@ static bool plan_run(struct dev *d, const struct product_plan *p, const struct l
 /* The largest power of two, up to 256, that all addresses are multiples of. */
 static int alignment_of(const struct library_product *l)
 {
-	uintptr_t all = (uintptr_t)l->a | (uintptr_t)l->b | (uintptr_t)l->d | (uintptr_t)l->bias | 256;
+	uintptr_t all = (uintptr_t)l->a | (uintptr_t)l->b | (uintptr_t)l->d | (uintptr_t)l->c | (uintptr_t)l->bias | 256;
 	return (int)(all & -all);
 }
 
@@ -245,6 +247,7 @@ static bool library_run(struct dev *d, struct library_product *l)
 {
 	if (!library_there(d) || d->error[0])
 		return false;
+	l->s.add = l->c != NULL;
 	l->s.bias = l->bias != NULL;
 	l->s.alignment = alignment_of(l);
 	struct product_plan *p = plan_of(d, l);
@@ -284,44 +287,55 @@ static bool too_many(struct dev *d, size_t rows)
 	return rows > INT32_MAX;
 }
 
-void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
-		int flags)
+/* y = x w^T + b, f32 where `wide`; + h where that is not NULL. */
+static void forward(struct dev *d, void *y, bool wide, const float *h, const void *x, const void *w, const float *b,
+                    size_t rows, int in, int out)
 {
-	bool wide = flags & (OP_OUT_F32 | OP_ADD), add = flags & OP_ADD;
-	if (!T_IS_F32 && flags & OP_F32) {
-		for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
-		return;
-	}
-	if (few_rows(d, few{y, NULL, x, w, b, in, out, wide, add ? (const float *)y : NULL, 0, 0}, rows) || too_many(d, rows) || !rows)
+	if (few_rows(d, few{y, NULL, x, w, b, in, out, wide, h, 0, 0}, rows) || too_many(d, rows) || !rows)
 		return;
 #if !T_IS_F32
-	struct library_product l = {{out, (int)rows, in, 1, 0, wide, add, 0, 0}, w, x, y, library_bias(d, b, out, wide)};
+	struct library_product l = {{out, (int)rows, in, 1, 0, wide, 0, 0, 0}, w, x, y, h, library_bias(d, b, out, wide)};
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_k(x, in), by_k(w, in), (int)rows, out, in, y, wide, add, false, b, 1};
+	struct product p = {by_k(x, in), by_k(w, in), (int)rows, out, in, y, wide, h, false, b, 1};
 	own_product(d, &p);
+}
+
+void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
+		int flags)
+{
+	if (!T_IS_F32 && flags & OP_F32)
+		for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
+	else
+		forward(d, y, flags & OP_OUT_F32, NULL, x, w, b, rows, in, out);
+}
+
+void linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, const void *w, const float *b, size_t rows,
+                    int in, int out)
+{
+	forward(d, y, true, h, x, w, b, rows, in, out);
 }
 
 static void linear_dx(struct dev *d, void *dx, const void *dy, const void *w, int rows, int in, int out)
 {
 #if !T_IS_F32
-	struct library_product l = {{in, rows, out, 0, 0, 0, 0, 0, 0}, w, dy, dx, NULL};
+	struct library_product l = {{in, rows, out, 0, 0, 0, 0, 0, 0}, w, dy, dx, NULL, NULL};
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_k(dy, out), by_row(w, in), rows, in, out, dx, false, false, false, NULL, 1};
+	struct product p = {by_k(dy, out), by_row(w, in), rows, in, out, dx, false, NULL, false, NULL, 1};
 	own_product(d, &p);
 }
 
 static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const void *x, int rows, int in, int out)
 {
 #if !T_IS_F32
-	struct library_product l = {{in, out, rows, 0, 1, !dw_t, 1, 0, 0}, x, dy, dw, NULL};
+	struct library_product l = {{in, out, rows, 0, 1, !dw_t, 0, 0, 0}, x, dy, dw, dw, NULL};
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_row(dy, out), by_row(x, in), out, in, rows, NULL, false, false, false, NULL, 1};
+	struct product p = {by_row(dy, out), by_row(x, in), out, in, rows, NULL, false, NULL, false, NULL, 1};
 	weight_gradient(d, dw, dw_t, &p, in, in, 1);
 }
 

@@ -97,6 +97,37 @@ CLONES static void norm_row_bwd(float *dx, float *buf, const void *dy, enum dtyp
 			dx[i] += scale * (rstd * (w[i] * g[i] - mg - (x[i] - mean) * rstd * mx));
 }
 
+/* The row of dx for the product before. */
+CLONES static void next_row(void *dy, enum dtype t, float *buf, const float *dx, int C, float scale)
+{
+	float *v = t == DT_F32 ? (float *)dy : buf;
+	for (int i = 0; i < C; i++)
+		v[i] = finite_or_zero(scale * dx[i]);
+	if (t != DT_F32)
+		row_from_f32(dy, t, v, C);
+}
+
+/* Columns c .. c+n-1 of its sums, in the order of norm_strip_bwd's. */
+CLONES static void next_strip(float *db, const float *dx, enum dtype t, size_t rows, int C, int c, int n, float scale)
+{
+	for (size_t r0 = 0; r0 < rows; r0 += ROW_BLOCK) {
+		float s[STRIP] = {0}, v[STRIP];
+		uint16_t rounded[STRIP];
+		for (size_t r = r0; r < rows && r < r0 + ROW_BLOCK; r++) {
+			for (int i = 0; i < n; i++)
+				v[i] = finite_or_zero(scale * dx[r * C + c + i]);
+			if (t != DT_F32) {
+				row_from_f32(rounded, t, v, n);
+				row_to_f32(v, rounded, t, n);
+			}
+			for (int i = 0; i < n; i++)
+				s[i] += v[i];
+		}
+		for (int i = 0; i < n; i++)
+			db[c + i] += s[i];
+	}
+}
+
 /* Columns c .. c+n-1 of dw and db over all rows: per ROW_BLOCK rows first, then into the gradient, which
  * also keeps the f32 sum of many rows accurate. */
 CLONES static void norm_strip_bwd(float *dw, float *db, const void *dy, enum dtype t, const float *x, const float *mean,
@@ -120,7 +151,8 @@ CLONES static void norm_strip_bwd(float *dw, float *db, const void *dy, enum dty
 }
 
 void cpu_norm_bwd(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
-                  const float *mean, const float *rstd, size_t rows, int C, float scale, int flags)
+                  const float *mean, const float *rstd, size_t rows, int C, float scale, int flags,
+                  const struct norm_next *next)
 {
 	enum dtype t = call_type(d, flags);
 	struct scratch_mark mark = cpu_scratch_begin(d);
@@ -129,16 +161,25 @@ void cpu_norm_bwd(struct dev *d, float *dx, float *dw, float *db, const void *dy
 		rows = 0;
 #pragma omp parallel num_threads(d->threads) if (rows * C > SMALL)
 	{
-		if (dx) {
-#pragma omp for nowait
-			for (size_t r = 0; r < rows; r++)
-				norm_row_bwd(dx + r * C, buf + (size_t)cpu_thread() * C, at_const(dy, t, r * C), t, x + r * C, w,
-				             mean[r], rstd[r], C, scale, flags);
-		}
+		/* All of dy is read here before next->dy, which may be it, is written. */
 		if (dw || db) {
 #pragma omp for
 			for (int c = 0; c < C; c += STRIP)
 				norm_strip_bwd(dw, db, dy, t, x, mean, rstd, rows, C, c, C - c < STRIP ? C - c : STRIP, scale);
+		}
+		if (dx) {
+#pragma omp for
+			for (size_t r = 0; r < rows; r++) {
+				float *own = buf + (size_t)cpu_thread() * C;
+				norm_row_bwd(dx + r * C, own, at_const(dy, t, r * C), t, x + r * C, w, mean[r], rstd[r], C, scale, flags);
+				if (next && next->dy)
+					next_row(at(next->dy, t, r * C), t, own, dx + r * C, C, next->scale);
+			}
+		}
+		if (dx && next && next->db) {
+#pragma omp for
+			for (int c = 0; c < C; c += STRIP)
+				next_strip(next->db, dx, t, rows, C, c, C - c < STRIP ? C - c : STRIP, next->scale);
 		}
 	}
 	cpu_scratch_end(d, mark);

@@ -26,7 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 3
+#define OPS_ABI 4
 enum { RANKS_ID = 128 };
 
 /* The last two hold Adam's moments only (recipe D10): sign, exponent and significand of 1, 6 and 9 bits, and of 0, 6
@@ -38,7 +38,7 @@ static inline size_t dtype_bytes(enum dtype t) { return t == DT_F32 ? 4 : 2; }
 enum {
 	OP_F32 = 1,     /* every T operand of this call is f32 */
 	OP_OUT_F32 = 2, /* linear_fwd: y alone is f32 (logits) */
-	OP_ADD = 4,     /* linear_fwd: y is f32 and y += (residual stream); norm_bwd: dx += */
+	OP_ADD = 4,     /* norm_bwd: dx += (residual stream) */
 	OP_RELU = 8,    /* conv_fwd: y = max(0, .) */
 	OP_FILTER = 16, /* cast, norm_bwd: every NaN and infinity becomes 0 before it is stored or added (D4) */
 	OP_DW_T = 32,   /* linear_bwd: dw is T, dw = round(dw + dy^T x), to nearest even */
@@ -126,6 +126,14 @@ struct draw {
 	uint64_t seed;     /* u = philox(seed, key lo, key hi, position, RNG_SAMPLE)[0] */
 };
 
+/* What the product takes that ends the resblock before a norm, of the residual stream's gradient dx that norm_bwd has
+ * brought up to date: dy = scale * dx, filtered, and the sums over its rows for that product's bias. */
+struct norm_next {
+	void *dy;    /* T [rows,C], NULL: not wanted; may be norm_bwd's dy */
+	float *db;   /* [C], +=, of dy as rounded to T; NULL: not wanted */
+	float scale; /* FILTER acts on that f32 product, as in cast */
+};
+
 struct dev; /* an opened device with its scratch memory and sticky error */
 
 struct ops {
@@ -173,16 +181,20 @@ struct ops {
 	void (*relu_bwd_add)(struct dev *d, float *dx, const void *dy /*T*/, const float *x, size_t n, int flags);
 	/* y = u * sigmoid(1.702 u) (C5, H5), all T; exact 1: erf GELU instead (some published CLIPs). */
 	void (*gelu_fwd)(struct dev *d, void *y, const void *u, size_t n, int exact);
-	void (*gelu_bwd)(struct dev *d, void *du, const void *dy, const void *u, size_t n, int exact);
+	/* du[rows,C] = dy gelu'(u); db[C] += its column sums, as rounded to T: the gradient of the bias that u has in it. */
+	void (*gelu_bwd)(struct dev *d, void *du, float *db, const void *dy, const void *u, size_t rows, int C, int exact);
 	/* Bytes to floats: x = rgb * scale[c] + shift[c], c the channel, 3 channels. */
 	void (*pixels)(struct dev *d, float *x, const uint8_t *rgb, size_t n_pixels, const float scale[3], const float shift[3]);
 
 	/* ---- matrix products ---- */
 
 	/* y[rows,out] = x[rows,in] w[out,in]^T + b[out]; b may be NULL, and may be rounded to T where y is T.  Flags F32,
-	 * OUT_F32, ADD. */
+	 * OUT_F32. */
 	void (*linear_fwd)(struct dev *d, void *y /*T*/, const void *x /*T*/, const void *w /*T*/, const float *b,
 	                   size_t rows, int in, int out, int flags);
+	/* y[rows,out] = h + x w^T + b, the residual stream after a resblock; y may be h. */
+	void (*linear_add_fwd)(struct dev *d, float *y, const float *h, const void *x /*T*/, const void *w /*T*/,
+	                       const float *b, size_t rows, int in, int out);
 	/* dx[rows,in] = dy w (T, written); dw[out,in] += dy^T x (f32, or T with DW_T); db[out] += column sums of dy.
 	 * Flags F32, DW_T. */
 	void (*linear_bwd)(struct dev *d, void *dx, void *dw, float *db, const void *dy, const void *x, const void *w,
@@ -222,9 +234,11 @@ struct ops {
 	void (*norm_fwd)(struct dev *d, void *y /*T*/, float *mean, float *rstd, const float *x, const float *w, const float *b,
 	                 size_t rows, int C, int flags);
 	/* dx written, or added with ADD (the residual stream's gradient); dy is T, or f32 with F32.  Everything that it gives is
-	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that. */
+	 * multiplied by `scale`, and with FILTER what goes into dx is filtered after that.  next: see struct norm_next; NULL
+	 * where it, or dx, is not wanted. */
 	void (*norm_bwd)(struct dev *d, float *dx, float *dw, float *db, const void *dy, const float *x, const float *w,
-	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags);
+	                 const float *mean, const float *rstd, size_t rows, int C, float scale, int flags,
+	                 const struct norm_next *next);
 	/* y[B,S,H,D] = softmax(q k^T / sqrt(D)) v over the keys of the mask; qkv[B,S,3,H,D];
 	 * lse[B,H,S] = log of the sum of exp(scores), kept for the backward. */
 	void (*attn_fwd)(struct dev *d, void *y /*T*/, float *lse, const void *qkv /*T*/, int B, int H, int D,

@@ -223,11 +223,7 @@ static void mlp_inner(const struct stack *s, const struct stack_layer *l, size_t
 static void add_product(const struct stack *s, float *y, const float *x, const void *a, const struct param *w,
                         const struct param *b, size_t rows, int in)
 {
-	const struct ops *ops = s->params->ops;
-	size_t bytes = rows * (size_t)s->c.width * 4;
-	if (y != x)
-		ops->copy2d(s->params->dev, y, bytes, x, bytes, bytes, 1);
-	ops->linear_fwd(s->params->dev, y, a, w->t, b->w, rows, in, s->c.width, OP_ADD);
+	s->params->ops->linear_add_fwd(s->params->dev, y, x, a, w->t, b->w, rows, in, s->c.width);
 }
 
 static void layer_forward(const struct stack *s, int i, int B, int S, const struct attn_mask *m, const struct places *at)
@@ -256,49 +252,80 @@ const float *stack_forward(struct stack *s, int B)
 /* ---- backward ----
  *
  * Figure 4: dh is multiplied by the resblock's gradient scale where it becomes T, and what the norm's backward gives is
- * divided by it; both are filtered, so that a value that is not finite stays in its resblock, whose weights show it. */
+ * divided by it; both are filtered, so that a value that is not finite stays in its resblock, whose weights show it.
+ *
+ * The norm at the beginning of a resblock has dh at hand when it is complete, and so makes of it, in the same pass, what the
+ * resblock before begins with: scale * dh as T, and its sums for the bias of that resblock's last product. */
 
-/* scale * dh as T for a product: dh itself when T is f32 (it is read before it is next written). */
-static const void *as_type(const struct stack *s, const float *dh, size_t n, float scale)
+/* The bias of the last product of resblock r, counted from 0 within the stack. */
+static const struct param *last_bias(const struct stack *s, int r)
 {
-	if (s->params->ops->type(s->params->dev) == DT_F32)
-		return dh;
-	s->params->ops->cast(s->params->dev, s->g3, dh, n, scale, OP_FILTER);
-	return s->g3;
+	return r % 2 ? s->layer[r / 2].down_b : s->layer[r / 2].out_b;
 }
 
-/* Gradients of y = x w^T + b into the rows, dx written. */
+static float resblock_scale(const struct stack *s, int r)
+{
+	return grad_scale_enter(&s->params->scales, s->resblock + r);
+}
+
+/* What resblock r begins with, dh by its scale as T: dh itself when T is f32 (it is read before it is next written). */
+static const void *entering(const struct stack *s, const float *dh)
+{
+	return s->params->ops->type(s->params->dev) == DT_F32 ? (const void *)dh : s->g3;
+}
+
+/* Of the last resblock, which no norm comes after. */
+static void enter_last(const struct stack *s, const float *dh, size_t rows, int r)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	int C = s->c.width;
+	if (ops->type(d) != DT_F32)
+		ops->cast(d, s->g3, dh, rows * (size_t)C, resblock_scale(s, r), OP_FILTER);
+	ops->linear_bwd(d, NULL, NULL, last_bias(s, r)->g, entering(s, dh), NULL, NULL, rows, s->c.hidden, C, 0);
+}
+
+/* Gradients of y = x w^T + b into the rows, dx written; b NULL: its gradient is summed elsewhere. */
 static void product_backward(const struct stack *s, void *dx, const struct param *w, const struct param *b, const void *dy,
                              const void *x, size_t rows, int in, int out)
 {
-	s->params->ops->linear_bwd(s->params->dev, dx, w->g, b->g, dy, x, w->t, rows, in, out, params_dw(s->params, w));
+	s->params->ops->linear_bwd(s->params->dev, dx, w->g, b ? b->g : NULL, dy, x, w->t, rows, in, out, params_dw(s->params, w));
 }
 
-static void mlp_backward(const struct stack *s, const struct stack_layer *l, float *dh, size_t rows, float scale)
+/* dh += the gradient dn, in g3, of the norm that resblock r begins with; in place of dn what resblock r - 1 begins with. */
+static void norm_backward(const struct stack *s, float *dh, const struct param *w, const struct param *b, const float *x,
+                          const float *mean, const float *rstd, size_t rows, int r)
+{
+	const struct ops *ops = s->params->ops;
+	struct dev *d = s->params->dev;
+	struct norm_next next = {0};
+	if (r > 0)
+		next = (struct norm_next){ops->type(d) == DT_F32 ? NULL : s->g3, last_bias(s, r - 1)->g, resblock_scale(s, r - 1)};
+	ops->norm_bwd(d, dh, w->g, b->g, s->g3, x, w->w, mean, rstd, rows, s->c.width, 1 / resblock_scale(s, r),
+	              OP_ADD | OP_FILTER, r > 0 ? &next : NULL);
+}
+
+static void mlp_backward(const struct stack *s, const struct stack_layer *l, float *dh, size_t rows, int r)
 {
 	const struct ops *ops = s->params->ops;
 	struct dev *d = s->params->dev;
 	int C = s->c.width, F = s->c.hidden;
-	const void *dy = as_type(s, dh, rows * (size_t)C, scale);                        /* (rows, C) */
-	product_backward(s, s->g1, l->down_w, l->down_b, dy, l->a, rows, F, C);          /* da (rows, F) */
-	ops->gelu_bwd(d, s->g2, s->g1, l->u, rows * (size_t)F, s->c.exact_gelu);         /* du (rows, F) */
-	product_backward(s, s->g3, l->up_w, l->up_b, s->g2, l->n2, rows, C, F);          /* dn (rows, C) */
-	ops->norm_bwd(d, dh, l->norm2_w->g, l->norm2_b->g, s->g3, l->x2, l->norm2_w->w, l->mean2, l->rstd2, rows, C, 1 / scale,
-	              OP_ADD | OP_FILTER);
+	product_backward(s, s->g1, l->down_w, NULL, entering(s, dh), l->a, rows, F, C);         /* da (rows, F) */
+	ops->gelu_bwd(d, s->g2, l->up_b->g, s->g1, l->u, rows, F, s->c.exact_gelu);             /* du (rows, F) */
+	product_backward(s, s->g3, l->up_w, NULL, s->g2, l->n2, rows, C, F);                    /* dn (rows, C) */
+	norm_backward(s, dh, l->norm2_w, l->norm2_b, l->x2, l->mean2, l->rstd2, rows, r);       /* (rows, C) */
 }
 
-static void attention_backward(const struct stack *s, const struct stack_layer *l, float *dh, int B, float scale)
+static void attention_backward(const struct stack *s, const struct stack_layer *l, float *dh, int B, int r)
 {
 	const struct ops *ops = s->params->ops;
 	struct dev *d = s->params->dev;
 	int C = s->c.width, H = s->c.heads;
 	size_t rows = (size_t)B * (size_t)s->S;
-	const void *dy = as_type(s, dh, rows * (size_t)C, scale);                           /* (rows, C) */
-	product_backward(s, s->g1, l->out_w, l->out_b, dy, l->att, rows, C, C);             /* datt (rows, C) */
-	ops->attn_bwd(d, s->g2, s->g1, l->qkv, l->att, l->lse, B, H, C / H, &l->mask);      /* dqkv (rows, 3C) */
-	product_backward(s, s->g3, l->qkv_w, l->qkv_b, s->g2, l->n1, rows, C, 3 * C);       /* dn (rows, C) */
-	ops->norm_bwd(d, dh, l->norm1_w->g, l->norm1_b->g, s->g3, l->x1, l->norm1_w->w, l->mean1, l->rstd1, rows, C, 1 / scale,
-	              OP_ADD | OP_FILTER);
+	product_backward(s, s->g1, l->out_w, NULL, entering(s, dh), l->att, rows, C, C);        /* datt (rows, C) */
+	ops->attn_bwd(d, s->g2, s->g1, l->qkv, l->att, l->lse, B, H, C / H, &l->mask);          /* dqkv (rows, 3C) */
+	product_backward(s, s->g3, l->qkv_w, l->qkv_b, s->g2, l->n1, rows, C, 3 * C);           /* dn (rows, C) */
+	norm_backward(s, dh, l->norm1_w, l->norm1_b, l->x1, l->mean1, l->rstd1, rows, r);       /* (rows, C) */
 	/* Its gradient is zero but for rounding, which Adam would blow up to full steps. */
 	if (!s->c.key_bias)
 		ops->zero(d, (float *)l->qkv_b->g + C, (size_t)C * 4);
@@ -307,15 +334,15 @@ static void attention_backward(const struct stack *s, const struct stack_layer *
 void stack_backward(struct stack *s, float *dh, int B)
 {
 	size_t rows = (size_t)B * (size_t)s->S;
+	enter_last(s, dh, rows, 2 * s->c.layers - 1);
 	for (int i = s->c.layers - 1; i >= 0; i--) {
 		const struct stack_layer *l = &s->layer[i];
-		const struct grad_scale *scales = &s->params->scales;
 		if (s->c.recompute)
 			mlp_inner(s, l, rows);
-		mlp_backward(s, l, dh, rows, grad_scale_enter(scales, s->resblock + 2 * i + 1));
+		mlp_backward(s, l, dh, rows, 2 * i + 1);
 		if (s->c.recompute)
 			attention_inner(s, l, B, s->S, &l->mask, NULL);
-		attention_backward(s, l, dh, B, grad_scale_enter(scales, s->resblock + 2 * i));
+		attention_backward(s, l, dh, B, 2 * i);
 	}
 }
 

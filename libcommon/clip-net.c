@@ -303,7 +303,7 @@ static void head_backward(struct clip *m, struct clip_head *h, float *dstream, s
 	int W = (int)proj->shape[1], E = (int)proj->shape[0];
 	o->l2_bwd(m->dev, h->dproj, h->dunit, h->unit, h->rnorm, B, E);
 	o->linear_bwd(m->dev, h->dnorm, proj->g, NULL, h->dproj, h->norm, proj->w, B, W, E, OP_F32);
-	o->norm_bwd(m->dev, h->drow, gain->g, bias->g, h->dnorm, h->row, gain->w, h->mean, h->rstd, B, W, 1, OP_F32);
+	o->norm_bwd(m->dev, h->drow, gain->g, bias->g, h->dnorm, h->row, gain->w, h->mean, h->rstd, B, W, 1, OP_F32, NULL);
 	o->zero(m->dev, dstream, stream_rows * (size_t)W * 4);
 	o->embed_bwd(m->dev, dstream, h->drow, idx, B, W);
 }
@@ -318,7 +318,7 @@ void clip_backward_image(struct clip *m, int n)
 	head_backward(m, &b->image, b->dimage, rows, b->first_idx, m->post_w, m->post_b, m->image_proj, n);
 	stack_backward(&m->image_stack, b->dimage, n);
 	o->norm_bwd(m->dev, b->dpre, m->pre_w->g, m->pre_b->g, b->dimage, b->pre, m->pre_w->w, b->pre_mean, b->pre_rstd, rows,
-	            W, 1, OP_F32);
+	            W, 1, OP_F32, NULL);
 	o->embed_bwd(m->dev, m->class_embed->g, b->dpre, b->class_idx, rows, W);
 	o->embed_bwd(m->dev, m->image_pos->g, b->dpre, b->pos_idx, rows, W);
 	o->zero(m->dev, b->dembedded, values * 4);

@@ -379,7 +379,7 @@ static void backward_pass(struct dalle *d, const struct batch *b)
 	int C = d->c.width;
 	size_t n = b->text_rows + b->image_rows;
 	ops->norm_bwd(dev, d->dhx, d->norm_w->g, d->norm_b->g, d->dnx, d->hx, d->norm_w->w, d->mean, d->rstd, n, C,
-	              1 / grad_scale_enter(&d->params.scales, d->head_unit), dalle_head_flags(d)); /* (n, C) */
+	              1 / grad_scale_enter(&d->params.scales, d->head_unit), dalle_head_flags(d), NULL); /* (n, C) */
 	ops->zero(dev, d->dh, b->rows * (size_t)C * 4);
 	ops->embed_bwd(dev, d->dh, d->dhx, b->d_gather, n, C); /* the gather's adjoint: (B, S, C) */
 	stack_backward(&d->stack, d->dh, b->n);

@@ -15,6 +15,16 @@ static void same_alone(const struct pair *all, const struct pair *alone, const c
 	free(h[0]), free(h[1]);
 }
 
+/* linear_fwd, or linear_add_fwd onto y itself: OP_ADD. */
+static void product(const struct ops *o, struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows,
+                    int in, int out, int flags)
+{
+	if (flags & OP_ADD)
+		o->linear_add_fwd(d, y, y, x, w, b, rows, in, out);
+	else
+		o->linear_fwd(d, y, x, w, b, rows, in, out, flags);
+}
+
 static void check_few(size_t rows, int in, int out, int flags, bool bias)
 {
 	enum dtype ty = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : T;
@@ -25,8 +35,8 @@ static void check_few(size_t rows, int in, int out, int flags, bool bias)
 	snprintf(what, sizeof what, "%zu rows, %d -> %d, flags %d", rows, in, out, flags);
 	EACH_SIDE(const float *bs = bias ? b.p[s] : NULL; char *one = alone.p[s], *xs = x.p[s];
 	          o->copy2d(d, one, line, y.p[s], line, line, rows);
-	          o->linear_fwd(d, y.p[s], xs, w.p[s], bs, rows, in, out, flags);
-	          for (size_t r = 0; r < rows; r++) o->linear_fwd(d, one + r * line, xs + r * x_line, w.p[s], bs, 1, in, out, flags));
+	          product(o, d, y.p[s], xs, w.p[s], bs, rows, in, out, flags);
+	          for (size_t r = 0; r < rows; r++) product(o, d, one + r * line, xs + r * x_line, w.p[s], bs, 1, in, out, flags));
 	same(&y, 2, what);
 	same_alone(&y, &alone, what);
 	for (int exact = 0; exact < 2; exact++) {

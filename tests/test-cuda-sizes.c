@@ -35,6 +35,7 @@ static void linear(size_t rows, int in, int out, int flags)
 	o->linear_fwd(d, y, x, w, b, rows, in, out, flags);
 	o->linear_bwd(d, x, dw, b, y, x, w, rows, in, out, flags & OP_F32);
 	o->linear_gelu_fwd(d, y, y, x, w, b, rows, in, out, 0);
+	o->linear_add_fwd(d, y, x, x, w, b, rows, in, out);
 	went_well("linear");
 }
 
@@ -59,9 +60,11 @@ static void check_transformer(int C, int H, int B)
 	o->embed_fwd(d, h, table, ids, rows, C, 1);
 	o->embed_bwd(d, table, h, ids, rows, C);
 	o->norm_fwd(d, x, s, s, h, table, table, rows, C, 0);
-	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C, 1, OP_ADD | OP_FILTER);
+	struct norm_next next = {x, table, 1};
+	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C, 1, OP_ADD | OP_FILTER, &next);
+	o->norm_bwd(d, h, table, table, x, h, table, s, s, rows, C - 1, 1, 0, NULL);
 	went_well("embeddings and norms");
-	linear(rows, C, 3 * C, 0), linear(rows, C, C, OP_ADD), linear(rows, C, 4 * C, 0), linear(rows, 4 * C, C, OP_ADD);
+	linear(rows, C, 3 * C, 0), linear(rows, C, C, 0), linear(rows, C, 4 * C, 0), linear(rows, 4 * C, C, 0);
 	linear(rows, C, 8192, OP_OUT_F32), linear(rows, C, 16384, OP_F32);
 	for (enum attn_kind k = ATTN_CAUSAL; k <= ATTN_CONV; k++)
 		attention(B, H, C / H, (struct attn_mask){k, 256, 32, 32, 11, 0});
@@ -73,7 +76,7 @@ static void check_transformer(int C, int H, int B)
 	struct adamw_tensor t = {w, w, w, w, w, DT_F32, DT_F32, DT_F32, DT_F32};
 	o->adamw(d, &t, weights, &a);
 	o->sumsq(d, total, w, DT_F32, weights), o->average(d, w, w, DT_F32, weights, 0.9f);
-	o->cast(d, x, h, n, 1, OP_FILTER), o->gelu_bwd(d, x, x, x, n, 0), o->add(d, h, h, x, 1, n);
+	o->cast(d, x, h, n, 1, OP_FILTER), o->gelu_bwd(d, x, NULL, x, x, rows, C, 0), o->gelu_bwd(d, x, table, x, x, rows, 4 * C, 0), o->gelu_bwd(d, x, table, x, x, rows, 4 * C - 1, 0), o->add(d, h, h, x, 1, n);
 	went_well("optimizer and elementwise");
 }
 

@@ -2,6 +2,7 @@
  * as NaN and end in sentinels.  Without a GPU the backend is the emulated device of kernels/emu.h: unless
  * DALLE_PLUGINS names another, the plugin in the folder `emulated` beside this program's. */
 #include "pairs.h"
+#include "pairs-norm.h"
 #include "steps.h"
 
 #include <limits.h>
@@ -36,10 +37,36 @@ static void check_elementwise(size_t n)
 	for (int exact = 0; exact < 2; exact++) {
 		EACH_SIDE(o->gelu_fwd(d, y.p[s], u.p[s], n, exact));
 		same(&y, 1, "gelu_fwd");
-		EACH_SIDE(o->gelu_bwd(d, y.p[s], dy.p[s], u.p[s], n, exact));
+		EACH_SIDE(o->gelu_bwd(d, y.p[s], NULL, dy.p[s], u.p[s], 1, (int)n, exact));
 		same(&y, 1, "gelu_bwd");
 	}
 	FREE(&x, &u, &dy, &y, &f, &acc, &f32);
+}
+
+/* With sums of the columns: du has the bits that it has without them, and the device alone gives the same sums twice. */
+static void check_gelu_sums(size_t rows, int C, int exact)
+{
+	size_t n = rows * C;
+	struct pair u = pair_of(T, n, -9, 9), dy = pair_of(T, n, -1, 1), du = pair_output(T, n), plain = pair_output(T, n);
+	struct pair db = pair_of(DT_F32, C, -1, 1), alone[2] = {pair_of(DT_F32, C, 0, 0), pair_of(DT_F32, C, 0, 0)};
+	EACH_SIDE(o->gelu_bwd(d, plain.p[s], NULL, dy.p[s], u.p[s], rows, C, exact);
+	          o->gelu_bwd(d, du.p[s], db.p[s], dy.p[s], u.p[s], rows, C, exact);
+	          for (int i = 0; i < 2; i++) o->gelu_bwd(d, NULL, alone[i].p[s], dy.p[s], u.p[s], rows, C, exact));
+	same(&du, 2, "gelu_bwd with sums"), same(&db, T == DT_F32 ? 4 : unit(T) / unit(DT_F32), "gelu_bwd's sums");
+	double *v[4] = {pair_get(&plain, 1, "gelu_bwd"), pair_get(&du, 1, "gelu_bwd"), pair_get(&alone[0], 1, "gelu_bwd"), pair_get(&alone[1], 1, "gelu_bwd")};
+	CHECK(!memcmp(v[0], v[1], n * sizeof *v[0]), "gelu_bwd %zu x %d (%s device): du with sums and without", rows, C, type_names[T]);
+	CHECK(!memcmp(v[2], v[3], C * sizeof *v[2]), "gelu_bwd %zu x %d (%s device): the same sums twice", rows, C, type_names[T]);
+	int right = 0;
+	for (int c = 0; c < C; c++) {
+		double sum = 0, mass = 1e-6;
+		for (size_t r = 0; r < rows; r++)
+			sum += v[1][r * C + c], mass += fabs(v[1][r * C + c]);
+		right += fabs(v[2][c] - sum) <= 1e-6 * mass;
+	}
+	CHECK(right == C, "gelu_bwd %zu x %d (%s device): %d columns are summed as rounded", rows, C, type_names[T], right);
+	for (int i = 0; i < 4; i++)
+		free(v[i]);
+	FREE(&u, &dy, &du, &plain, &db, &alone[0], &alone[1]);
 }
 
 /* NaN, infinities and what overflows T alone. */
@@ -83,25 +110,6 @@ static void check_embed(size_t rows, int C, int V)
 
 /* ---- norms ---- */
 
-static void check_norm(size_t rows, int C, int flags, float scale)
-{
-	enum dtype t = flags & OP_F32 ? DT_F32 : T;
-	size_t n = rows * C;
-	struct pair x = pair_of(DT_F32, n, 4, 6), w = pair_of(DT_F32, C, -1, 1), b = pair_of(DT_F32, C, -1, 1), y = pair_output(t, n);
-	struct pair mean = pair_output(DT_F32, rows), rstd = pair_output(DT_F32, rows), dy = pair_of(t, n, -1, 1);
-	struct pair dx = flags & OP_ADD ? pair_of(DT_F32, n, -1, 1) : pair_output(DT_F32, n);
-	struct pair dw = pair_of(DT_F32, C, -1, 1), db = pair_of(DT_F32, C, -1, 1);
-	EACH_SIDE(o->norm_fwd(d, y.p[s], mean.p[s], rstd.p[s], x.p[s], w.p[s], b.p[s], rows, C, flags & OP_F32));
-	same(&y, t == DT_F32 ? 10 : 1, "norm_fwd");
-	same(&mean, 1, "norm_fwd mean");
-	same(&rstd, 10, "norm_fwd rstd");
-	EACH_SIDE(o->norm_bwd(d, dx.p[s], dw.p[s], db.p[s], dy.p[s], x.p[s], w.p[s], mean.p[s], rstd.p[s], rows, C, scale, flags));
-	same(&dx, 10, "norm_bwd dx");
-	same(&dw, 10, "norm_bwd dw");
-	same(&db, 10, "norm_bwd db");
-	FREE(&x, &w, &b, &y, &mean, &rstd, &dy, &dx, &dw, &db);
-}
-
 static void check_l2(size_t rows, int C)
 {
 	size_t n = rows * C;
@@ -118,11 +126,11 @@ static void check_l2(size_t rows, int C)
 
 static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 {
-	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & (OP_OUT_F32 | OP_ADD) ? DT_F32 : t;
+	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & OP_OUT_F32 ? DT_F32 : t;
 	enum dtype tw = flags & OP_DW_T ? t : DT_F32;
 	char what[96];
 	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_rounded(t, out, -1, 1);
-	struct pair y = flags & OP_ADD ? pair_of(ty, rows * out, -1, 1) : pair_output(ty, rows * out), u = pair_output(T, rows * out);
+	struct pair y = pair_output(ty, rows * out), u = pair_output(T, rows * out);
 	struct pair dy = pair_of(t, rows * out, -1, 1), dx = pair_output(t, rows * in), g = pair_output(T, rows * out);
 	struct pair dw = pair_of(tw, (size_t)in * out, -1, 1), db = pair_of(DT_F32, out, -1, 1);
 	snprintf(what, sizeof what, "linear %zu x %d -> %d flags %d", rows, in, out, flags);
@@ -135,6 +143,20 @@ static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 		same(&u, 1, what), same(&g, 2, what); /* u may be rounded to a neighbour */
 	}
 	FREE(&x, &w, &b, &y, &u, &dy, &dx, &g, &dw, &db);
+}
+
+/* The residual stream, to another place and in place. */
+static void check_linear_add(size_t rows, int in, int out, bool bias)
+{
+	char what[96];
+	struct pair x = pair_of(T, rows * in, -1, 1), w = pair_of(T, (size_t)in * out, -1, 1), b = pair_of(DT_F32, out, -1, 1);
+	struct pair h = pair_of(DT_F32, rows * out, -1, 1), y = pair_output(DT_F32, rows * out);
+	snprintf(what, sizeof what, "linear_add_fwd %zu x %d -> %d", rows, in, out);
+	EACH_SIDE(o->linear_add_fwd(d, y.p[s], h.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out));
+	same(&y, 2, what);
+	EACH_SIDE(o->linear_add_fwd(d, h.p[s], h.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out));
+	same(&h, 2, what);
+	FREE(&x, &w, &b, &h, &y);
 }
 
 static void check_conv(int N, int H, int W, int in, int out, int k, int flags)
@@ -485,6 +507,7 @@ static void elementwise(void)
 	static const size_t lengths[] = {17, 255, 5001};
 	for (int i = 0; i < 3; i++)
 		check_elementwise(lengths[i]);
+	check_gelu_sums(1, 1, 0), check_gelu_sums(130, 37, 1), check_gelu_sums(77, 2056, 0);
 	check_filter();
 	check_pixels(1), check_pixels(85);
 	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
@@ -493,13 +516,17 @@ static void elementwise(void)
 static void norms(void)
 {
 	check_norm(1, 5, 0, 1), check_norm(37, 65, OP_ADD, 0.5f), check_norm(67, 64, OP_ADD | OP_FILTER, 2), check_norm(3, 260, OP_F32, 1);
+	check_norm(5, 2048, OP_ADD, 1), check_norm(2, 3968, 0, 1), check_norm(2, 6148, 0, 1);
+	static const int widths[] = {5, 64, 65, 260, 2048, 6148};
+	for (int i = 0; i < 6; i++)
+		check_all_norms_next(widths[i]), check_norm_bits(59, widths[i]);
 	check_l2(5, 3), check_l2(7, 65);
 }
 
 static void products(void)
 {
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
-	check_linear(64, 40, 24, OP_ADD, true), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
+	check_linear_add(64, 40, 24, true), check_linear_add(131, 33, 70, false), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
 }
 
@@ -549,7 +576,7 @@ static void large(void)
 		check_steps(2, 64, &m, attn_window(&m), k % 2 ? RUNS : ONE_CAPTION);
 	}
 	check_steps(62, 64, &(struct attn_mask){ATTN_ROW, 20, 8, 8, 0, 0}, 9, RUNS); /* more blocks than processors */
-	check_linear(1280, 1024, 768, 0, true), check_linear(1280, 1024, 768, OP_ADD, true), check_linear(1280, 512, 1024, OP_F32, true);
+	check_linear(1280, 1024, 768, 0, true), check_linear_add(1280, 1024, 768, true), check_linear(1280, 512, 1024, OP_F32, true);
 	check_linear(1279, 1024, 520, OP_OUT_F32, true), check_linear(1, 1024, 1024, 0, true);
 	check_conv(2, 64, 64, 64, 128, 3, OP_RELU), check_conv(1, 64, 64, 3, 256, 7, 0), check_conv(1, 32, 32, 1024, 256, 1, 0);
 	check_norm(2561, 2048, OP_ADD, 0.5f), check_embed(2560, 1024, 8192), check_xent(300, 16384, 0), check_argmax(64, 8192);

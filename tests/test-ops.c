@@ -85,10 +85,32 @@ static void check_gelu(size_t n, int exact)
 	near(&y, want, bound(T), "gelu_fwd");
 	for (size_t i = 0; i < n; i++)
 		differences(want + i, naive_gelu, u.v + i, 1, dy.v + i, 1, &exact);
-	ops->gelu_bwd(dev, du.p, dy.p, u.p, n, exact);
+	ops->gelu_bwd(dev, du.p, NULL, dy.p, u.p, 1, (int)n, exact);
 	near(&du, want, bound(T), "gelu_bwd");
-	ops->gelu_bwd(dev, NULL, dy.p, u.p, n, exact);
+	ops->gelu_bwd(dev, NULL, NULL, dy.p, u.p, 1, (int)n, exact);
 	tensor_free(&u), tensor_free(&y), tensor_free(&dy), tensor_free(&du);
+	free(want);
+}
+
+/* The sums are those of du as it is stored, whether it is stored or not. */
+static void check_gelu_sums(size_t rows, int C)
+{
+	size_t n = rows * C;
+	struct tensor u = tensor_random(T, n, -9, 9), dy = tensor_random(T, n, -1, 1), du = tensor_output(T, n), plain = tensor_output(T, n);
+	struct tensor db[] = {tensor_fill(DT_F32, C, 2), tensor_fill(DT_F32, C, 2)};
+	double *want = must(calloc(C, sizeof *want));
+	ops->gelu_bwd(dev, plain.p, NULL, dy.p, u.p, rows, C, 0);
+	ops->gelu_bwd(dev, du.p, db[0].p, dy.p, u.p, rows, C, 0);
+	ops->gelu_bwd(dev, NULL, db[1].p, dy.p, u.p, rows, C, 0);
+	tensor_get(&du, "gelu_bwd"), tensor_get(&plain, "gelu_bwd");
+	for (int c = 0; c < C; c++) {
+		want[c] = 2;
+		for (size_t r = 0; r < rows; r++)
+			want[c] += du.v[r * C + c];
+	}
+	CHECK(!memcmp(du.v, plain.v, n * sizeof *du.v), "gelu_bwd %zu x %d: du is the same with sums and without", rows, C);
+	near(&db[0], want, 1e-6, "gelu_bwd's sums add"), near(&db[1], want, 1e-6, "gelu_bwd's sums alone");
+	tensor_free(&u), tensor_free(&dy), tensor_free(&du), tensor_free(&plain), tensor_free(&db[0]), tensor_free(&db[1]);
 	free(want);
 }
 
@@ -102,7 +124,7 @@ static void check_gelu_ends(void)
 		ops->gelu_fwd(dev, y.p, u.p, 4, exact);
 		tensor_get(&y, "gelu ends");
 		CHECK(y.v[0] == 0 && y.v[1] == u.v[1] && fabs(y.v[2]) < 1e-30 && isnan(y.v[3]), "gelu of far arguments");
-		ops->gelu_bwd(dev, y.p, dy.p, u.p, 4, exact);
+		ops->gelu_bwd(dev, y.p, NULL, dy.p, u.p, 1, 4, exact);
 		tensor_get(&y, "gelu ends");
 		CHECK(y.v[0] == 0 && y.v[1] == 1 && fabs(y.v[2]) < 1e-30 && isnan(y.v[3]), "gelu' of far arguments");
 		tensor_free(&u), tensor_free(&y), tensor_free(&dy);
@@ -244,9 +266,9 @@ static void check_norm(size_t rows, int C, int flags)
 		double e = distance(g, want, n + 2 * C, DT_F32);
 		CHECK(e < 1e-6 || C == 1, "norm backward formula against differences: %.3g", e);
 	}
-	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
-	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, (flags & OP_F32) | OP_ADD);
-	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32);
+	ops->norm_bwd(dev, dx.p, dw.p, db.p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32, NULL);
+	ops->norm_bwd(dev, dxa.p, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, (flags & OP_F32) | OP_ADD, NULL);
+	ops->norm_bwd(dev, NULL, NULL, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags & OP_F32, NULL);
 	/* The statistics are f32 values: their rounding is felt in every element.  C = 1: the gradient is 0 and
 	 * 1 / sqrt(eps) = 316 magnifies what rounding leaves. */
 	if (C > 1)
@@ -461,12 +483,14 @@ static size_t run_bits(double *out, const double *values, int threads)
 	struct tensor x = tensor_new(DT_F32, BIT_N), w = tensor_fill(DT_F32, BIT_C, 1.5), dy = tensor_new(T, BIT_N);
 	struct tensor o[] = {tensor_fill(DT_F32, BIT_N, 0), tensor_fill(DT_F32, BIT_C, 0), tensor_fill(DT_F32, BIT_C, 0),
 		tensor_fill(DT_F32, 11 * BIT_C, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0),
-		tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0)};
+		tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(DT_F32, BIT_ROWS, 0), tensor_fill(T, BIT_N, 0),
+		tensor_fill(T, BIT_N, 0), tensor_fill(DT_F32, BIT_C, 0)};
 	memcpy(x.v, values, BIT_N * sizeof *values);
 	memcpy(dy.v, values, BIT_N * sizeof *values);
 	tensor_put(&x), tensor_put(&dy);
 	ops->norm_fwd(dev, o[8].p, o[6].p, o[7].p, x.p, w.p, w.p, BIT_ROWS, BIT_C, 0);
-	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 1, 0);
+	ops->norm_bwd(dev, o[0].p, o[1].p, o[2].p, dy.p, x.p, w.p, o[6].p, o[7].p, BIT_ROWS, BIT_C, 1, 0,
+	              &(struct norm_next){o[9].p, o[10].p, 0.75f});
 	ops->embed_bwd(dev, o[3].p, x.p, device, BIT_ROWS, BIT_C);
 	ops->xent(dev, o[4].p, o[5].p, x.p, device, BIT_ROWS, BIT_C, 1, 0);
 	ops->sum(dev, device_sums, x.p, BIT_N);
@@ -492,7 +516,7 @@ static void check_bits(void)
 	for (int i = 0; i < BIT_N; i++)
 		values[i] = (float)uniform(-2, 2);
 	for (int i = 0; i < 2; i++) {
-		out[i] = must(calloc(4 * BIT_N, sizeof *out[i]));
+		out[i] = must(calloc(5 * BIT_N, sizeof *out[i]));
 		n = run_bits(out[i], values, i + 1);
 	}
 	CHECK(!memcmp(out[0], out[1], n * sizeof *values), "norm, embed, xent, sums: same bits with 1 and 2 threads");
@@ -538,6 +562,11 @@ int main(void)
 	for (int i = 0; i < 3; i++) {
 		device_open(all_types[i], 0);
 		check_type();
+		device_close();
+	}
+	for (int i = 0; i < 3; i++) {
+		device_open(all_types[i], 0);
+		check_gelu_sums(1, 1), check_gelu_sums(300, 33), check_gelu_sums(5, 3000);
 		device_close();
 	}
 	check_bits();

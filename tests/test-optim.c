@@ -315,7 +315,7 @@ static void check_norm_scale(size_t rows, int C, int flags)
 			tensor_put(&dy);
 		}
 		ops->norm_bwd(dev, dx[i].p, dw[i].p, db[i].p, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, i ? 0.125f : 1,
-		              flags | OP_ADD | (i ? OP_FILTER : 0));
+		              flags | OP_ADD | (i ? OP_FILTER : 0), NULL);
 		tensor_get(&dx[i], "norm_bwd scaled"), tensor_get(&dw[i], "norm_bwd scaled"), tensor_get(&db[i], "norm_bwd scaled");
 	}
 	int scaled = 1, filtered = 1;
@@ -333,6 +333,48 @@ static void check_norm_scale(size_t rows, int C, int flags)
 	tensor_free(&x), tensor_free(&w), tensor_free(&dy), tensor_free(&mean), tensor_free(&rstd), tensor_free(&y);
 }
 
+/* What norm_bwd makes of dx for the product before: to the bit cast of the dx that it leaves, and its column sums, in place of
+ * dy or apart from it, one without the other.  dx holds an infinity already, and something that overflows in f16. */
+static void check_norm_next(size_t rows, int C, int flags, float scale)
+{
+	enum dtype t = flags & OP_F32 ? DT_F32 : T;
+	size_t n = rows * C;
+	struct tensor x = tensor_random(DT_F32, n, -1, 5), w = tensor_random(DT_F32, C, 0.5, 2), dy = tensor_random(t, n, -1, 1);
+	struct tensor mean = tensor_output(DT_F32, rows), rstd = tensor_output(DT_F32, rows), y = tensor_output(t, n);
+	struct tensor want = tensor_output(t, n), dx[3], dw[3], sums[3], next = tensor_output(t, n), from = tensor_random(DT_F32, n, -1, 1);
+	ops->norm_fwd(dev, y.p, mean.p, rstd.p, x.p, w.p, w.p, rows, C, flags);
+	for (int i = 0; i < 3; i++) {
+		dx[i] = tensor_new(DT_F32, n), dw[i] = tensor_fill(DT_F32, C, 0), sums[i] = tensor_fill(DT_F32, C, 3);
+		memcpy(dx[i].v, from.v, n * sizeof *from.v);
+		dx[i].v[n / 2] = INFINITY, dx[i].v[n - 1] = 1e5;
+		tensor_put(&dx[i]);
+		struct norm_next to = {i == 0 ? NULL : i == 1 ? next.p : dy.p, sums[i].p, scale};
+		ops->norm_bwd(dev, dx[i].p, dw[i].p, NULL, dy.p, x.p, w.p, mean.p, rstd.p, rows, C, 1, flags | OP_ADD, &to);
+		tensor_get(&dx[i], "norm_bwd next"), tensor_get(&dw[i], "norm_bwd next"), tensor_get(&sums[i], "norm_bwd next");
+	}
+	ops->cast(dev, want.p, dx[0].p, n, scale, OP_FILTER | flags);
+	tensor_get(&want, "cast"), tensor_get(&next, "norm_bwd next"), tensor_get(&dy, "norm_bwd next in place");
+	CHECK(!memcmp(next.v, want.v, n * sizeof *want.v) && !memcmp(dy.v, want.v, n * sizeof *want.v) && want.v[n / 2] == 0,
+	      "norm_bwd %zu x %d: next is dx, scaled, filtered, rounded; in place, too", rows, C);
+	bool equal = true, right = true;
+	for (int c = 0; c < C; c++) {
+		double sum = 3, mass = 3;
+		for (size_t r = 0; r < rows; r++)
+			sum += want.v[r * C + c], mass += fabs(want.v[r * C + c]);
+		right &= isinf(sum) ? sums[0].v[c] == sum : fabs(sums[0].v[c] - sum) <= 1e-6 * mass;
+		for (int i = 1; i < 3; i++)
+			equal &= sums[i].v[c] == sums[0].v[c] && dw[i].v[c] == dw[0].v[c];
+	}
+	CHECK(right && (T != DT_F16 || flags & OP_F32 || scale < 1 || isinf(sums[0].v[C - 1])),
+	      "norm_bwd %zu x %d: column sums of next, of what overflows in T, too", rows, C);
+	CHECK(equal && !memcmp(dx[1].v, dx[0].v, n * sizeof *dx[0].v) && !memcmp(dx[2].v, dx[0].v, n * sizeof *dx[0].v),
+	      "norm_bwd %zu x %d: the same bits with next in place of dy, apart from it and without it", rows, C);
+	for (int i = 0; i < 3; i++)
+		tensor_free(&dx[i]), tensor_free(&dw[i]), tensor_free(&sums[i]);
+	tensor_free(&x), tensor_free(&w), tensor_free(&dy), tensor_free(&mean), tensor_free(&rstd), tensor_free(&y);
+	tensor_free(&want), tensor_free(&next), tensor_free(&from);
+}
+
 int main(void)
 {
 	check_formats();
@@ -345,6 +387,9 @@ int main(void)
 		for (int flags = 0; flags <= OP_F32; flags += OP_F32) {
 			check_norm_scale(1, 17, flags);
 			check_norm_scale(129, 67, flags);
+			check_norm_next(1, 17, flags, 1);
+			check_norm_next(129, 67, flags, 0.125f);
+			check_norm_next(67, 132, flags, 4);
 		}
 		if (T != DT_F32) {
 			check_unbiased();
