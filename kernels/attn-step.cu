@@ -371,7 +371,7 @@ KERNEL __launch_bounds__(WARPS *WARP, T_IS_F32 && N > 1 ? 2 : 1) attn_step_kerne
 
 static void any_step(struct dev *d, const struct step &s)
 {
-	enum { N = 16 / (int)sizeof(T), AHEAD = T_IS_F32 ? 3 : 5 };
+	enum { N = 16 / (int)sizeof(T), AHEAD = T_IS_F32 ? 2 : 5 };
 	void (*kernel)(struct step) = attn_step_kernel<1, WARP, HEAD_MOST / WARP, 1>;
 	if (s.D % N == 0 && s.D <= WARP * N && aligned(s.text, 16) && aligned(s.image, 16) && aligned(s.qkv, 16))
 		kernel = s.D <= 8 * N    ? attn_step_kernel<N, 8, 1, AHEAD>

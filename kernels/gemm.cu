@@ -118,15 +118,20 @@ DEVICE void k_range(int &from, int &to, int k)
 #if T_IS_F32
 /* ---- f32: 8 x BN/16 sums a thread ---- */
 
-/* The slice of one factor, [BK][ROWS + PAD] in shared memory: first into registers. */
-template <int ROWS, bool K_FIRST, bool VECTOR> struct slice {
-	enum { EACH = ROWS * BK / CHUNK / THREADS };
+/* Of a slice: what is on its way lies in registers, and with 64 sums there are no more. */
+template <int BN> struct depth {
+	enum { OF = BN == 128 ? BK / 2 : BK };
+};
+
+/* The slice of one factor, [DEPTH][ROWS + PAD] in shared memory: first into registers. */
+template <int ROWS, int DEPTH, bool K_FIRST, bool VECTOR> struct slice {
+	enum { EACH = ROWS * DEPTH / CHUNK / THREADS };
 	T reg[EACH][CHUNK];
 
 	/* Which chunk thread t's chunk e is: a row and the first k, or a k and the first row. */
 	DEVICE void where(int e, int &line, int &along)
 	{
-		int c = e * THREADS + (int)threadIdx.x, per = (K_FIRST ? BK : ROWS) / CHUNK;
+		int c = e * THREADS + (int)threadIdx.x, per = (K_FIRST ? DEPTH : ROWS) / CHUNK;
 		line = c / per;
 		along = c % per * CHUNK;
 	}
@@ -155,12 +160,12 @@ template <int ROWS, bool K_FIRST, bool VECTOR> struct slice {
 template <bool KA, bool KB, bool VECTOR, int BN>
 KERNEL __launch_bounds__(THREADS, 2) product_kernel(struct operand a, struct operand b, struct result c, int k)
 {
-	enum { TN = BN / 16, A_SLICE = BK * (BM + PAD), B_SLICE = BK * (BN + PAD) };
+	enum { DEPTH = depth<BN>::OF, TN = BN / 16, A_SLICE = DEPTH * (BM + PAD), B_SLICE = DEPTH * (BN + PAD) };
 	float *as = (float *)SHARED, *bs = as + 2 * A_SLICE;
 	int row0 = (int)blockIdx.x * BM, column0 = (int)blockIdx.y * BN, tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
 	float sum[8][TN] = {};
-	slice<BM, KA, VECTOR> na;
-	slice<BN, KB, VECTOR> nb;
+	slice<BM, DEPTH, KA, VECTOR> na;
+	slice<BN, DEPTH, KB, VECTOR> nb;
 	int from, to, turn = 0;
 	k_range(from, to, k);
 	na.fetch(a, row0, c.m, from, to);
@@ -168,15 +173,15 @@ KERNEL __launch_bounds__(THREADS, 2) product_kernel(struct operand a, struct ope
 	na.place(as);
 	nb.place(bs);
 	__syncthreads();
-	for (int k0 = from; k0 < to; k0 += BK, turn ^= 1) {
-		bool more = k0 + BK < to;
+	for (int k0 = from; k0 < to; k0 += DEPTH, turn ^= 1) {
+		bool more = k0 + DEPTH < to;
 		if (more) {
-			na.fetch(a, row0, c.m, k0 + BK, to);
-			nb.fetch(b, column0, c.n, k0 + BK, to);
+			na.fetch(a, row0, c.m, k0 + DEPTH, to);
+			nb.fetch(b, column0, c.n, k0 + DEPTH, to);
 		}
 		const float *pa = as + turn * A_SLICE + ty * 4, *pb = bs + turn * B_SLICE + tx * 4;
 #pragma unroll
-		for (int p = 0; p < BK; p++, pa += BM + PAD, pb += BN + PAD) {
+		for (int p = 0; p < DEPTH; p++, pa += BM + PAD, pb += BN + PAD) {
 			float x[8], y[TN];
 			load<4>(x, pa);
 			load<4>(x + 4, pa + 64);
@@ -203,9 +208,9 @@ KERNEL __launch_bounds__(THREADS, 2) product_kernel(struct operand a, struct ope
 			put(c, row0 + i / 4 * 64 + ty * 4 + i % 4, column0 + j / 4 * 64 + tx * 4 + j % 4, sum[i][j]);
 }
 
-static size_t product_shared(int bn)
+template <int BN> static size_t product_shared()
 {
-	return 2 * (size_t)BK * (BM + PAD + bn + PAD) * sizeof(float);
+	return 2 * (size_t)depth<BN>::OF * (BM + PAD + BN + PAD) * sizeof(float);
 }
 
 #else
@@ -334,7 +339,7 @@ template <bool KA, bool KB, bool VECTOR, int BN> static void run(struct dev *d, 
 	struct result c = {p->c, p->add, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->relu};
 	dim3 grid((unsigned)ceil_div(p->m, BM), (unsigned)ceil_div(p->n, BN), (unsigned)(p->splits > 1 ? p->splits : 1));
 #if T_IS_F32
-	size_t shared = product_shared(BN);
+	size_t shared = product_shared<BN>();
 #else
 	size_t shared = shared_of<KA, KB>(BN);
 #endif

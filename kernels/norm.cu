@@ -73,7 +73,6 @@ KERNEL __launch_bounds__(ROW_THREADS) norm_fwd_kernel(T *y, float *mean, float *
 	let_next_start();
 	take_row(v, x + r * C, C);
 	take_row(gain, w, C);
-	take_row(bias, b, C);
 #pragma unroll
 	for (int k = 0; k < EACH; k++)
 		s += v[k];
@@ -85,6 +84,7 @@ KERNEL __launch_bounds__(ROW_THREADS) norm_fwd_kernel(T *y, float *mean, float *
 		s += group_column(k / 4) < C ? v[k] * v[k] : 0;
 	}
 	float rs = 1.0f / sqrtf(block_sum(s, room) / C + NORM_EPS);
+	take_row(bias, b, C);
 #pragma unroll
 	for (int k = 0; k < EACH; k++)
 		v[k] = v[k] * rs * gain[k] + bias[k];
