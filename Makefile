@@ -104,9 +104,10 @@ $(BUILD)/lib/dalle-tools/$(RANKS): libcommon/comm-mpi.c libcommon/comm.h libcomm
 # ---- the CUDA plugin: each source once per element type; no program links to it ----
 CU_TYPED := elem norm loss gemm matmul conv attn attn-step
 CU_HALF  := flash flash-bwd few
+CU_BF16  := wide
 CU_ONCE  := latent optim ranks
 CU_EMU   := emu.o emu-runtime.o emu-ranks.o
-CU_OBJ   := cuda.o $(CU_TYPED:%=%-f32.o) $(foreach t,bf16 f16,$(CU_TYPED:%=%-$(t).o) $(CU_HALF:%=%-$(t).o)) $(CU_ONCE:%=%-f32.o)
+CU_OBJ   := cuda.o $(CU_TYPED:%=%-f32.o) $(foreach t,bf16 f16,$(CU_TYPED:%=%-$(t).o) $(CU_HALF:%=%-$(t).o)) $(CU_BF16:%=%-bf16.o) $(CU_ONCE:%=%-f32.o)
 GENCODE  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS  := -std=c++17 -O3 -Werror all-warnings -Xptxas -v -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden $(GENCODE)
 CXX      ?= g++

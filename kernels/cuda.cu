@@ -172,14 +172,16 @@ static void plugin_describe(const struct dev *d, char *out, size_t n)
 /* ---- memory ---- */
 
 static const size_t SCRATCH_LEAST = 4 << 20;
-static const size_t RESERVE = (size_t)256 << 20; /* for scratch memory and the driver */
+static const size_t RESERVE = (size_t)256 << 20; /* for the driver and scratch memory, of which large models need more: */
+enum { RESERVED_SHARE = 64 };                    /* 2 GiB of 141 */
 
 static uint64_t plugin_memory(const struct dev *)
 {
 	size_t room = 0, total = 0;
 	if (cudaMemGetInfo(&room, &total) != cudaSuccess)
 		return 0;
-	return room > RESERVE ? room - RESERVE : 0;
+	size_t reserve = total / RESERVED_SHARE > RESERVE ? total / RESERVED_SHARE : RESERVE;
+	return room > reserve ? room - reserve : 0;
 }
 
 static int find_block(const struct dev *d, const void *p)

@@ -5,20 +5,14 @@
  * The library is looked for when a device is opened: where it is not installed, all products are ours. */
 #include "few.cuh"
 #include "gemm.cuh"
+#include "products.cuh"
+#include "wide.cuh"
 
 #include <dlfcn.h>
 #include <stdlib.h>
 
 #ifndef PRODUCT_PLAN
 #define PRODUCT_PLAN
-/* What decides on an algorithm.  All in the library's terms, column after column:
- * d[m,n] = op(a)[m,k] op(b)[k,n] (+ c[m,n]) (+ bias[m]). */
-struct product_shape {
-	int m, n, k;
-	int a_transposed, b_transposed;
-	int d_f32, add, bias;
-	int alignment; /* bytes, of all pointers */
-};
 struct product_plan {
 	struct product_shape shape;
 	int good; /* the library can */
@@ -106,16 +100,8 @@ namespace FOR_TYPE {
 #if !T_IS_F32
 /* ---- the library ---- */
 
-struct library_product {
-	struct product_shape s;
-	const void *a, *b;
-	void *d;
-	const void *c;    /* what is added, of d's type; may be d */
-	const void *bias; /* [m], of d's type */
-};
-
 #ifdef CUDA_EMULATED
-static bool library_there(const struct dev *d)
+bool library_there(const struct dev *d)
 {
 	return !d->without_lt;
 }
@@ -152,7 +138,7 @@ static bool plan_run(struct dev *, const struct product_plan *, const struct lib
 	return true;
 }
 #else
-static bool library_there(const struct dev *d)
+bool library_there(const struct dev *d)
 {
 	return d->lt != NULL;
 }
@@ -242,14 +228,14 @@ static struct product_plan *plan_of(struct dev *d, const struct library_product 
 	return &d->plans[i];
 }
 
-/* Whether the library did it. */
-static bool library_run(struct dev *d, struct library_product *l)
+bool library_run(struct dev *d, struct library_product *l)
 {
 	if (!library_there(d) || d->error[0])
 		return false;
 	l->s.add = l->c != NULL;
 	l->s.bias = l->bias != NULL;
 	l->s.alignment = alignment_of(l);
+	l->s.type = T_DTYPE;
 	struct product_plan *p = plan_of(d, l);
 	if (p && p->good)
 		p->good = plan_run(d, p, l);
@@ -294,7 +280,7 @@ static void forward(struct dev *d, void *y, bool wide, const float *h, const voi
 	if (few_rows(d, few{y, NULL, x, w, b, in, out, wide, h, 0, 0}, rows) || too_many(d, rows) || !rows)
 		return;
 #if !T_IS_F32
-	struct library_product l = {{out, (int)rows, in, 1, 0, wide, 0, 0, 0}, w, x, y, h, library_bias(d, b, out, wide)};
+	struct library_product l = {product_of(out, (int)rows, in, 1, 0, wide), w, x, y, h, library_bias(d, b, out, wide)};
 	if (library_run(d, &l))
 		return;
 #endif
@@ -305,10 +291,12 @@ static void forward(struct dev *d, void *y, bool wide, const float *h, const voi
 void linear_fwd(struct dev *d, void *y, const void *x, const void *w, const float *b, size_t rows, int in, int out,
 		int flags)
 {
-	if (!T_IS_F32 && flags & OP_F32)
-		for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
-	else
+	if (!T_IS_F32 && flags & OP_F32) {
+		if (!for_bf16::wide_fwd(d, (float *)y, (const float *)x, (const float *)w, b, rows, in, out))
+			for_f32::linear_fwd(d, y, x, w, b, rows, in, out, flags);
+	} else {
 		forward(d, y, flags & OP_OUT_F32, NULL, x, w, b, rows, in, out);
+	}
 }
 
 void linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, const void *w, const float *b, size_t rows,
@@ -320,7 +308,7 @@ void linear_add_fwd(struct dev *d, float *y, const float *h, const void *x, cons
 static void linear_dx(struct dev *d, void *dx, const void *dy, const void *w, int rows, int in, int out)
 {
 #if !T_IS_F32
-	struct library_product l = {{in, rows, out, 0, 0, 0, 0, 0, 0}, w, dy, dx, NULL, NULL};
+	struct library_product l = {product_of(in, rows, out, 0, 0, 0), w, dy, dx, NULL, NULL};
 	if (library_run(d, &l))
 		return;
 #endif
@@ -331,7 +319,7 @@ static void linear_dx(struct dev *d, void *dx, const void *dy, const void *w, in
 static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const void *x, int rows, int in, int out)
 {
 #if !T_IS_F32
-	struct library_product l = {{in, out, rows, 0, 1, !dw_t, 0, 0, 0}, x, dy, dw, dw, NULL};
+	struct library_product l = {product_of(in, out, rows, 0, 1, !dw_t), x, dy, dw, dw, NULL};
 	if (library_run(d, &l))
 		return;
 #endif
@@ -343,6 +331,10 @@ void linear_bwd(struct dev *d, void *dx, void *dw, float *db, const void *dy, co
                 int in, int out, int flags)
 {
 	if (!T_IS_F32 && flags & OP_F32) {
+		if (dx && for_bf16::wide_dx(d, (float *)dx, (const float *)dy, (const float *)w, rows, in, out))
+			dx = NULL;
+		if (dw && for_bf16::wide_dw(d, (float *)dw, (const float *)dy, (const float *)x, rows, in, out))
+			dw = NULL;
 		for_f32::linear_bwd(d, dx, dw, db, dy, x, w, rows, in, out, flags);
 		return;
 	}

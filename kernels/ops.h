@@ -12,7 +12,8 @@
  *   - `void *` marked T is the activation type chosen at open (f32, bf16 or f16); `float *` is
  *     always f32: residual streams, norms, statistics, logits, losses, gradients of gains and biases.
  *     What the optimizer keeps of a matrix has a type of its own: struct adamw_tensor.
- *     The flag OP_F32 turns the T operands of that call into f32.
+ *     The flag OP_F32 turns the T operands of that call into f32; a device of a 16-bit type may then form each
+ *     product of a linear layer to 2^-16 of itself and add up in f32.
  *   - Outputs come first.  Gradients of activations are written, gradients of parameters are
  *     accumulated (+=); exceptions say so.  Any gradient output may be NULL: not wanted.
  *   - Every op is deterministic for a given device and thread count, and each row or picture gives

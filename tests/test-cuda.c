@@ -128,6 +128,7 @@ static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 {
 	enum dtype t = flags & OP_F32 ? DT_F32 : T, ty = flags & OP_OUT_F32 ? DT_F32 : t;
 	enum dtype tw = flags & OP_DW_T ? t : DT_F32;
+	double units = T != DT_F32 && flags & OP_F32 ? 8 : 2; /* of 1e-6: each product to 2^-16, see ops.h */
 	char what[96];
 	struct pair x = pair_of(t, rows * in, -1, 1), w = pair_of(t, (size_t)in * out, -1, 1), b = pair_rounded(t, out, -1, 1);
 	struct pair y = pair_output(ty, rows * out), u = pair_output(T, rows * out);
@@ -135,9 +136,9 @@ static void check_linear(size_t rows, int in, int out, int flags, bool bias)
 	struct pair dw = pair_of(tw, (size_t)in * out, -1, 1), db = pair_of(DT_F32, out, -1, 1);
 	snprintf(what, sizeof what, "linear %zu x %d -> %d flags %d", rows, in, out, flags);
 	EACH_SIDE(o->linear_fwd(d, y.p[s], x.p[s], w.p[s], bias ? b.p[s] : NULL, rows, in, out, flags));
-	same(&y, 2, what);
+	same(&y, units, what);
 	EACH_SIDE(o->linear_bwd(d, dx.p[s], dw.p[s], db.p[s], dy.p[s], x.p[s], w.p[s], rows, in, out, flags & (OP_F32 | OP_DW_T)));
-	same(&dx, 2, what), same(&dw, 2, what), same(&db, 2, what);
+	same(&dx, units, what), same(&dw, units, what), same(&db, 2, what);
 	if (!(flags & OP_F32)) {
 		EACH_SIDE(o->linear_gelu_fwd(d, g.p[s], u.p[s], x.p[s], w.p[s], b.p[s], rows, in, out, 0));
 		same(&u, 1, what), same(&g, 2, what); /* u may be rounded to a neighbour */
@@ -528,6 +529,8 @@ static void products(void)
 	check_linear(1, 1, 1, 0, true), check_linear(17, 33, 70, 0, true), check_linear(130, 64, 136, OP_OUT_F32, false);
 	check_linear_add(64, 40, 24, true), check_linear_add(131, 33, 70, false), check_linear(33, 16, 8, OP_DW_T, false), check_linear(200, 24, 72, OP_F32, true);
 	check_linear(1000, 8, 8, OP_F32, true), check_linear(150, 16, 200, OP_F32 | OP_OUT_F32, false);
+	check_linear(5, 24, 40, OP_F32, true), check_linear(8, 260, 33, OP_F32, false), check_linear(20, 12, 30, OP_F32, true);
+	check_linear(3, 6, 9, OP_F32, true), check_linear(301, 64, 48, OP_F32, true);
 }
 
 static void pictures(void)
