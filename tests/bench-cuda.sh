@@ -29,6 +29,7 @@ dalle() { row "$BUILD/tests/bench-dalle" -d cuda -p bf16 --peak "${PEAK:-989}" -
 row "$BUILD/tests/bench-cuda"
 title 'transformer 1.2b'
 dalle -x 1.2b -b 16 --most 0
+dalle -x 1.2b -b 32 --most 0
 dalle -x 1.2b -n 0 --most 256 --images 512 | tee "$work/sampled"
 
 title 'PyTorch'
