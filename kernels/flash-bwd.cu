@@ -194,59 +194,69 @@ template <class S> DEVICE void store_dq(float *kept, const float dq[S::COLUMNS /
 		store<4>(kept + j * S::THREADS * 4, dq[j]);
 }
 
-/* One head's tile of keys. */
+/* One head. */
 struct work {
+	struct head t;
+	struct rows dy;
 	const float *lse, *delta;
 	float *kept;
-	T *dqkv; /* of the head */
-	const T *dy;
+	T *dqkv;
 	int D;
 	float scale;
 };
 
-template <class S>
-DEVICE void key_tile(const struct work &w, const struct head &t, const struct mask &m, int tile, bool last_tile)
+/* The copies of tile n of the queries and of their dy begin; what is told of the tile: its first query and its end. */
+template <class S> DEVICE void fetch_queries(const struct work &w, const struct mask &m, int turn, int n, int &i0, int &to)
 {
-	int key0, keys, first, last, i0, to, warp = (int)threadIdx.x / WARP;
+	tile_rows<S::QUERIES>(m, n, i0, to);
+	fetch_two<S::QUERIES, S::DP, S::THREADS>(queries_at<S>(turn), w.t.q, dy_at<S>(turn), w.dy, m, i0, to, w.D);
+	copies_commit();
+}
+
+/* The warp's part of a tile of dq, queries i0 .. to - 1: into the result, or aside for the next visit. */
+template <class S>
+DEVICE void leave_dq(const struct work &w, const struct mask &m, float *kept, int i0, int to, bool last,
+                     const float dq[S::COLUMNS / 8][4])
+{
+	int warp = (int)threadIdx.x / WARP, column = warp / S::STRIPS * S::COLUMNS;
+	const float gain[2] = {w.scale, w.scale};
+	if (last)
+		store_rows<S::COLUMNS>(w.dqkv + column, w.t.q.stride, m, i0 + warp % S::STRIPS * 16, to, w.D - column, dq, gain);
+	else
+		store_dq<S>(kept, dq);
+}
+
+/* The walk of one tile of keys over the queries that see it. */
+template <class S> DEVICE void key_tile(const struct work &w, const struct mask &m, int tile, bool last_tile)
+{
+	int key0, keys, first, last, i0, to, next, end, row = (int)threadIdx.x / WARP * 16;
 	float dk[1][S::DP / 8][4] = {}, dv[1][S::DP / 8][4] = {}, dq[S::COLUMNS / 8][4];
-	struct rows dy = {w.dy, t.y_stride};
+	const float gain[2] = {w.scale, w.scale}, one[2] = {1, 1};
 	tile_rows<S::KEYS>(m, tile, key0, keys);
 	query_tiles<S>(m, key0, keys, first, last);
-	tile_rows<S::QUERIES>(m, first, i0, to);
 	__syncthreads(); /* all have done with the tile of keys before */
-	fetch_two<S::KEYS, S::DP, S::THREADS>(keys_at<S>(), t.k, values_at<S>(), t.v, m, key0, keys, w.D);
-	fetch_two<S::QUERIES, S::DP, S::THREADS>(queries_at<S>(0), t.q, dy_at<S>(0), dy, m, i0, to, w.D);
-	copies_commit();
-	struct statistics stat = statistics_of<S>(w.lse, w.delta, m, i0 + (int)threadIdx.x, to);
+	fetch_two<S::KEYS, S::DP, S::THREADS>(keys_at<S>(), w.t.k, values_at<S>(), w.t.v, m, key0, keys, w.D);
+	fetch_queries<S>(w, m, 0, first, next, end);
+	struct statistics stat = statistics_of<S>(w.lse, w.delta, m, next + (int)threadIdx.x, end);
 	for (int n = first, turn = 0; n <= last; n++, turn ^= 1) {
 		float *kept = kept_dq<S>(w.kept, n);
 		put_statistics<S>(statistics_at<S>(turn), stat);
 		copies_wait<0>();
 		__syncthreads(); /* tile n is there, and all have done with tile n - 1 */
-		tile_rows<S::QUERIES>(m, n, i0, to);
+		i0 = next, to = end;
 		if (n < last) {
-			int next, end;
-			tile_rows<S::QUERIES>(m, n + 1, next, end);
-			fetch_two<S::QUERIES, S::DP, S::THREADS>(queries_at<S>(turn ^ 1), t.q, dy_at<S>(turn ^ 1), dy, m, next, end, w.D);
-			copies_commit();
+			fetch_queries<S>(w, m, turn ^ 1, n + 1, next, end);
 			stat = statistics_of<S>(w.lse, w.delta, m, next + (int)threadIdx.x, end);
 		}
 		take_queries<S>(dk, dv, turn, m, key0, keys, i0, to, w.scale * LOG2E);
 		load_dq<S>(dq, kept, tile == 0); /* every query sees some key of the first tile */
 		__syncthreads();                 /* the gradients are there */
 		add_dq<S>(dq);
-		/* No key after the query's own; it lies in this tile, or every query sees the last. */
-		if (m.kind == ATTN_FULL ? last_tile : i0 >= key0 && i0 < keys) {
-			float gain[2] = {w.scale, w.scale};
-			store_rows<S::COLUMNS>(w.dqkv + warp / S::STRIPS * S::COLUMNS, t.q.stride, m, i0 + warp % S::STRIPS * 16, to,
-			                       w.D - warp / S::STRIPS * S::COLUMNS, dq, gain);
-		} else {
-			store_dq<S>(kept, dq);
-		}
+		/* No key after the query's own, which lies in this tile; or every query sees the last. */
+		leave_dq<S>(w, m, kept, i0, to, m.kind == ATTN_FULL ? last_tile : i0 >= key0 && i0 < keys, dq);
 	}
-	float gain[2] = {w.scale, w.scale}, one[2] = {1, 1};
-	store_rows<S::DP>(w.dqkv + (t.k.p - t.q.p), t.k.stride, m, key0 + warp * 16, keys, w.D, dk[0], gain);
-	store_rows<S::DP>(w.dqkv + (t.v.p - t.q.p), t.v.stride, m, key0 + warp * 16, keys, w.D, dv[0], one);
+	store_rows<S::DP>(w.dqkv + (w.t.k.p - w.t.q.p), w.t.k.stride, m, key0 + row, keys, w.D, dk[0], gain);
+	store_rows<S::DP>(w.dqkv + (w.t.v.p - w.t.q.p), w.t.v.stride, m, key0 + row, keys, w.D, dv[0], one);
 }
 
 /* kept[gridDim.x, tiles of queries, QUERIES * DP] */
@@ -260,9 +270,10 @@ flash_bwd_kernel(T *dqkv, float *kept, const T *dy, const T *qkv, const float *l
 	kept += (size_t)blockIdx.x * query_tiles * S::QUERIES * S::DP;
 	for (int n = (int)blockIdx.x; n < heads; n += (int)gridDim.x) {
 		struct head t = head_of(qkv, m, H, D, n % H, n / H);
-		struct work w = {lse + (size_t)n * m.S, delta + (size_t)n * m.S, kept, dqkv + (t.q.p - qkv), dy + t.y, D, scale};
+		size_t stat = (size_t)n * m.S;
+		struct work w = {t, {dy + t.y, t.y_stride}, lse + stat, delta + stat, kept, dqkv + (t.q.p - qkv), D, scale};
 		for (int k = 0; k < key_tiles; k++)
-			key_tile<S>(w, t, m, k, k == key_tiles - 1);
+			key_tile<S>(w, m, k, k == key_tiles - 1);
 	}
 }
 
