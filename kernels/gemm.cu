@@ -90,18 +90,23 @@ struct result {
 	const float *add, *bias;
 	int m, n;
 	bool c_f32, relu;
+	bool pairs; /* two neighbouring columns, the first an even one, lie at a multiple of their size together, everywhere */
 };
+
+DEVICE float finished(const struct result &c, float v, float bias, float before)
+{
+	v += bias;
+	v = c.relu && v < 0 ? 0 : v;
+	return c.add ? before + v : v;
+}
 
 DEVICE void put(const struct result &c, int i, int j, float v)
 {
 	if (i >= c.m || j >= c.n)
 		return;
 	size_t at = (size_t)i * c.n + j;
-	v += c.bias ? c.bias[j] : 0;
-	v = c.relu && v < 0 ? 0 : v;
-	if (c.add)
-		((float *)c.c)[at] = c.add[at] + v;
-	else if (c.c_f32)
+	v = finished(c, v, c.bias ? c.bias[j] : 0, c.add ? c.add[at] : 0);
+	if (c.c_f32)
 		((float *)c.c)[at] = v;
 	else
 		((T *)c.c)[at] = make<T>(v);
@@ -270,6 +275,53 @@ template <int ROWS, bool K_FIRST> DEVICE void b_fragments(uint32_t r[4], const T
 		load_matrices_transposed(r, shared + (k + i) * tile<ROWS, false>::LINE + column);
 }
 
+/* One integer: the compiler would store two floats one by one. */
+DEVICE void put_two(float *c, const float x[2])
+{
+	*(uint64_t *)c = (uint64_t)float_to_bits(x[1]) << 32 | float_to_bits(x[0]);
+}
+
+DEVICE void put_two(T *c, const float x[2])
+{
+	*(uint32_t *)c = pair_of(x[0], x[1], T());
+}
+
+/* A lane's sums, the first at (row, column).  All that a column is added to is read before any of it is written: behind a
+ * write to what may be the same memory each would be waited for. */
+template <class S, int MT, int NT> DEVICE void put_pairs(const struct result &c, const float (&sum)[MT][NT][4], int row, int column)
+{
+#pragma unroll
+	for (int j = 0; j < NT; j++, column += 8) {
+		float bias[2] = {}, before[2 * MT][2] = {};
+		if (c.bias && column < c.n)
+			load<2>(bias, c.bias + column);
+		if (c.add && column < c.n) {
+#pragma unroll
+			for (int i = 0; i < 2 * MT; i++)
+				if (row + 8 * i < c.m)
+					load<2>(before[i], c.add + (size_t)(row + 8 * i) * c.n + column);
+		}
+#pragma unroll
+		for (int i = 0; i < 2 * MT; i++) {
+			const float *v = sum[i / 2][j] + i % 2 * 2;
+			const float x[2] = {finished(c, v[0], bias[0], before[i][0]), finished(c, v[1], bias[1], before[i][1])};
+			if (row + 8 * i < c.m && column < c.n)
+				put_two((S *)c.c + (size_t)(row + 8 * i) * c.n + column, x);
+		}
+	}
+}
+
+template <int MT, int NT> DEVICE void put_each(const struct result &c, const float (&sum)[MT][NT][4], int row, int column)
+{
+#pragma unroll
+	for (int i = 0; i < MT; i++)
+#pragma unroll
+		for (int j = 0; j < NT; j++)
+#pragma unroll
+			for (int q = 0; q < 4; q++)
+				put(c, row + 16 * i + q / 2 * 8, column + 8 * j + q % 2, sum[i][j][q]);
+}
+
 template <bool KA, bool KB, bool VECTOR, int BN>
 KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operand b, struct result c, int k)
 {
@@ -316,13 +368,13 @@ KERNEL __launch_bounds__(THREADS) product_kernel(struct operand a, struct operan
 		}
 	}
 	c.c = (char *)c.c + (size_t)blockIdx.z * c.m * c.n * sizeof(float); /* parts are f32 */
-#pragma unroll
-	for (int i = 0; i < MT; i++)
-#pragma unroll
-		for (int j = 0; j < NT; j++)
-#pragma unroll
-			for (int q = 0; q < 4; q++)
-				put(c, row0 + wr + 16 * i + lane / 4 + q / 2 * 8, column0 + wc + 8 * j + lane % 4 * 2 + q % 2, sum[i][j][q]);
+	int row = row0 + wr + lane / 4, column = column0 + wc + lane % 4 * 2;
+	if (c.pairs && c.c_f32)
+		put_pairs<float>(c, sum, row, column);
+	else if (c.pairs)
+		put_pairs<T>(c, sum, row, column);
+	else
+		put_each(c, sum, row, column);
 }
 
 template <bool KA, bool KB> static size_t shared_of(int bn)
@@ -334,9 +386,16 @@ template <bool KA, bool KB> static size_t shared_of(int bn)
 
 /* ---- launches ---- */
 
+static bool in_pairs(const struct result *c)
+{
+	return c->n % 2 == 0 && aligned(c->c, 2 * (c->c_f32 ? sizeof(float) : sizeof(T))) && aligned(c->add, 2 * sizeof(float)) &&
+	       aligned(c->bias, 2 * sizeof(float));
+}
+
 template <bool KA, bool KB, bool VECTOR, int BN> static void run(struct dev *d, const struct product *p)
 {
-	struct result c = {p->c, p->add, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->relu};
+	struct result c = {p->c, p->add, p->bias, p->m, p->n, p->c_f32 || p->splits > 1, p->relu, false};
+	c.pairs = in_pairs(&c);
 	dim3 grid((unsigned)ceil_div(p->m, BM), (unsigned)ceil_div(p->n, BN), (unsigned)(p->splits > 1 ? p->splits : 1));
 #if T_IS_F32
 	size_t shared = product_shared<BN>();

@@ -160,6 +160,45 @@ static void check_linear_add(size_t rows, int in, int out, bool bias)
 	FREE(&x, &w, &b, &h, &y);
 }
 
+/* The same values, an element further on. */
+static struct pair further(const struct pair *x)
+{
+	struct pair y = pair_output(x->t, x->n + 1);
+	size_t size = dtype_bytes(x->t), bytes = x->n * size;
+	EACH_SIDE(o->copy2d(d, (char *)y.p[s] + size, bytes, x->p[s], bytes, bytes, 1));
+	return y;
+}
+
+/* The device's values are the same bits; b's begin at its second element where `shifted`. */
+static void same_bits(const struct pair *a, const struct pair *b, bool shifted, const char *what)
+{
+	double *x = pair_get(a, 1, what), *y = pair_get(b, 1, what);
+	CHECK(!memcmp(x, y + shifted, a->n * sizeof *x), "%s (%s device): the same bits at any address", what, type_names[T]);
+	free(x), free(y);
+}
+
+/* Results are stored two columns at once where that can be done: bit 0 of `shift` moves y, bit 1 h, bit 2 b by an element. */
+static void check_pairs(size_t rows, int in, int out)
+{
+	size_t n = rows * out;
+	struct pair x = pair_of(T, rows * in, -1, 1), w = pair_of(T, (size_t)in * out, -1, 1);
+	struct pair b0 = pair_of(DT_F32, out, -1, 1), b1 = further(&b0), h0 = pair_of(DT_F32, n, -1, 1), h1 = further(&h0);
+	struct pair first[3] = {pair_output(T, n), pair_output(DT_F32, n), pair_output(DT_F32, n)};
+	for (int shift = 0; shift < 8; shift++) {
+		bool sy = shift & 1;
+		struct pair y[3] = {pair_output(T, n + sy), pair_output(DT_F32, n + sy), pair_output(DT_F32, n + sy)}, *to = shift ? y : first;
+		EACH_SIDE(char *z[3]; const float *b = shift & 4 ? (float *)b1.p[s] + 1 : b0.p[s], *h = shift & 2 ? (float *)h1.p[s] + 1 : h0.p[s];
+		          for (int i = 0; i < 3; i++) z[i] = (char *)to[i].p[s] + sy * dtype_bytes(to[i].t);
+		          o->linear_fwd(d, z[0], x.p[s], w.p[s], b, rows, in, out, 0);
+		          o->linear_fwd(d, z[1], x.p[s], w.p[s], b, rows, in, out, OP_OUT_F32);
+		          o->linear_add_fwd(d, (float *)z[2], h, x.p[s], w.p[s], b, rows, in, out));
+		for (int i = 0; i < 3; i++)
+			same(&to[i], 2, "pairs"), same_bits(&first[i], &to[i], sy, "pairs");
+		FREE(&y[0], &y[1], &y[2]);
+	}
+	FREE(&x, &w, &b0, &b1, &h0, &h1, &first[0], &first[1], &first[2]);
+}
+
 static void check_conv(int N, int H, int W, int in, int out, int k, int flags)
 {
 	enum dtype t = flags & OP_F32 ? DT_F32 : T;
@@ -533,11 +572,18 @@ static void products(void)
 	check_linear(3, 6, 9, OP_F32, true), check_linear(301, 64, 48, OP_F32, true);
 }
 
+/* All of them by our own kernels. */
+static void products_declined(void)
+{
+	products();
+	check_pairs(37, 24, 40), check_pairs(35, 16, 33), check_pairs(150, 40, 134), check_pairs(9, 7, 6);
+}
+
 static void pictures(void)
 {
 	check_conv(1, 1, 1, 1, 1, 1, 0), check_conv(2, 5, 3, 3, 8, 7, 0), check_conv(1, 9, 8, 16, 72, 3, OP_RELU);
 	check_conv(2, 6, 6, 24, 8, 1, OP_RELU), check_conv(1, 7, 5, 5, 3, 3, OP_F32), check_conv(1, 12, 12, 8, 136, 3, 0);
-	check_conv(1, 6, 5, 64, 40, 3, OP_RELU), check_conv(2, 5, 7, 32, 64, 3, 0), check_conv(1, 4, 6, 3, 33, 5, 0);
+	check_conv(3, 9, 7, 16, 134, 1, OP_RELU), check_conv(1, 6, 5, 64, 40, 3, OP_RELU), check_conv(2, 5, 7, 32, 64, 3, 0), check_conv(1, 4, 6, 3, 33, 5, 0);
 	check_pictures(1, 2, 2, 1), check_pictures(2, 4, 6, 5);
 }
 
@@ -598,7 +644,7 @@ static const struct group typed[] = {
 	{"attention", check_all_attention}, {"decoding", check_decoding}, {"losses", losses}, {"optimizer", check_optimizer}, {"memory", memory},
 };
 static const struct group larger = {"large sizes", large};
-static const struct group declined = {"products without cuBLASLt", products};
+static const struct group declined = {"products without cuBLASLt", products_declined};
 /* Entries without T. */
 static const struct group untyped[] = {{"one row", check_alone}, {"draws", draws}, {"latents", latents}};
 
