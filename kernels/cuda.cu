@@ -138,7 +138,7 @@ static struct dev *plugin_open(int index, enum dtype t, int, char *err, size_t n
 		snprintf(err, n, "out of memory");
 		return NULL;
 	}
-	const char *eager = getenv("DALLE_CUDA_SYNC"), *lt = getenv("DALLE_CUDA_LT");
+	const char *eager = getenv("DALLE_CUDA_SYNC"), *lt = getenv("DALLE_CUDA_LT"), *early = getenv("DALLE_CUDA_EARLY");
 	d->type = t;
 	d->index = index;
 	d->sms = p.multiProcessorCount;
@@ -147,7 +147,7 @@ static struct dev *plugin_open(int index, enum dtype t, int, char *err, size_t n
 	d->without_lt = lt && *lt == '0';
 	d->eager = eager && *eager && *eager != '0';
 	if (start(d, err, n)) {
-		d->early = !d->eager && starts_early(&p);
+		d->early = !d->eager && !(early && *early == '0') && starts_early(&p);
 		return d;
 	}
 	plugin_close(d);

@@ -314,18 +314,36 @@ KERNEL link_rows_kernel(int32_t *next, int32_t *first, const int32_t *idx, int r
 	}
 }
 
-/* The block of an index's first row adds all its rows, in their order. */
-KERNEL embed_bwd_kernel(float *dtable, const float *dh, const int32_t *idx, const int32_t *next,
-                                        const int32_t *first, int C)
+/* The block of an index's first row adds all its rows, in their order.  A thread has GROUPS times N columns, so that a long
+ * chain of rows, each found through the one before, is walked once. */
+template <int N>
+KERNEL embed_bwd_kernel(float *dtable, const float *dh, const int32_t *idx, const int32_t *next, const int32_t *first, int C)
 {
-	int r = (int)blockIdx.x;
+	enum { GROUPS = 2 };
+	int r = (int)blockIdx.x, step = (int)blockDim.x * N;
 	if (!first[r])
 		return;
-	for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
-		float *out = dtable + (size_t)idx[r] * C + c, s = *out;
+	dtable += (size_t)idx[r] * C;
+	for (int c0 = (int)threadIdx.x * N; c0 < C; c0 += GROUPS * step) {
+		float s[GROUPS][N], v[N];
+#pragma unroll
+		for (int q = 0; q < GROUPS; q++)
+			if (c0 + q * step < C)
+				load<N>(s[q], dtable + c0 + q * step);
 		for (int k = r; k >= 0; k = next[k])
-			s += dh[(size_t)k * C + c];
-		*out = s;
+#pragma unroll
+			for (int q = 0; q < GROUPS; q++) {
+				if (c0 + q * step >= C)
+					continue;
+				load<N>(v, dh + (size_t)k * C + c0 + q * step);
+#pragma unroll
+				for (int i = 0; i < N; i++)
+					s[q][i] += v[i];
+			}
+#pragma unroll
+		for (int q = 0; q < GROUPS; q++)
+			if (c0 + q * step < C)
+				store<N>(dtable + c0 + q * step, s[q]);
 	}
 }
 
@@ -338,6 +356,8 @@ void embed_bwd(struct dev *d, float *dtable, const float *dh, const int32_t *idx
 		return;
 	launch(d, link_rows_kernel, dim3((unsigned)ceil_div(rows, LINK_THREADS)), dim3(LINK_THREADS), LINK_THREADS * sizeof *next,
 	       next, first, idx, rows);
-	launch(d, embed_bwd_kernel, dim3((unsigned)rows), row_threads(C), 0, dtable, dh, idx, next, first, C);
+	bool vector = C % 4 == 0 && aligned(dtable, 16) && aligned(dh, 16);
+	launch(d, vector ? embed_bwd_kernel<4> : embed_bwd_kernel<1>, dim3((unsigned)rows), row_threads(C), 0, dtable, dh, idx, next,
+	       first, C);
 }
 }

@@ -31,6 +31,8 @@ title 'transformer 1.2b'
 dalle -x 1.2b -b 16 --most 0
 dalle -x 1.2b -b 32 --most 0
 dalle -x 1.2b -n 0 --most 256 --images 512 | tee "$work/sampled"
+printf '  the same at batch 1 without early starts\n'
+DALLE_CUDA_EARLY=0 dalle -x 1.2b -n 0 --most 1
 
 title 'PyTorch'
 PYTHONUNBUFFERED=1 row python3 "$SRC/tests/bench-torch.py"

@@ -550,7 +550,7 @@ static void elementwise(void)
 	check_gelu_sums(1, 1, 0), check_gelu_sums(130, 37, 1), check_gelu_sums(77, 2056, 0);
 	check_filter();
 	check_pixels(1), check_pixels(85);
-	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500);
+	check_embed(1, 1, 1), check_embed(300, 65, 7), check_embed(37, 130, 500), check_embed(50, 136, 6), check_embed(9, 2312, 4);
 }
 
 static void norms(void)
