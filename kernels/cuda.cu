@@ -206,7 +206,7 @@ static void note_block(struct dev *d, void *p, size_t bytes)
 		void *more = realloc(d->block, (size_t)room * sizeof *d->block);
 		if (!more)
 			return;
-		*(void **)&d->block = more;
+		d->block = (decltype(d->block))more;
 		d->block_room = room;
 	}
 	d->block[d->blocks].p = (char *)p;
@@ -236,28 +236,38 @@ static void plugin_release(struct dev *d, void *p)
 	cuda_ok(d, cudaFree(p));
 }
 
-void *cuda_scratch(struct dev *d, size_t bytes)
+/* A new chunk of `size` bytes in front. */
+static bool add_chunk(struct dev *d, size_t size)
+{
+	void *base = NULL;
+	if (d->chunks == CUDA_CHUNKS || cudaMalloc(&base, size) != cudaSuccess) {
+		cudaGetLastError(); /* the caller tells it */
+		return false;
+	}
+	d->chunk[d->chunks].base = (char *)base;
+	d->chunk[d->chunks++].size = size;
+	d->scratch_used = 0;
+	return true;
+}
+
+void *cuda_scratch_wish(struct dev *d, size_t bytes)
 {
 	bytes = ceil_div(bytes, 256) * 256;
 	if (!d->chunks || d->chunk[d->chunks - 1].size - d->scratch_used < bytes) {
-		size_t twice = d->chunks ? 2 * d->chunk[d->chunks - 1].size : SCRATCH_LEAST, size = bytes > twice ? bytes : twice;
-		void *base = NULL;
-		if (d->chunks == CUDA_CHUNKS || cudaMalloc(&base, size) != cudaSuccess) {
-			/* Twice the last one is a wish only. */
-			cudaGetLastError();
-			size = bytes;
-			if (d->chunks == CUDA_CHUNKS || cudaMalloc(&base, size) != cudaSuccess) {
-				cudaGetLastError();
-				cuda_fail(d, "out of memory: %zu bytes of scratch", bytes);
-				return NULL;
-			}
-		}
-		d->chunk[d->chunks].base = (char *)base;
-		d->chunk[d->chunks++].size = size;
-		d->scratch_used = 0;
+		size_t twice = d->chunks ? 2 * d->chunk[d->chunks - 1].size : SCRATCH_LEAST;
+		if ((twice <= bytes || !add_chunk(d, twice)) && !add_chunk(d, bytes))
+			return NULL;
 	}
 	void *p = d->chunk[d->chunks - 1].base + d->scratch_used;
 	d->scratch_used += bytes;
+	return p;
+}
+
+void *cuda_scratch(struct dev *d, size_t bytes)
+{
+	void *p = cuda_scratch_wish(d, bytes);
+	if (!p)
+		cuda_fail(d, "out of memory: %zu bytes of scratch", bytes);
 	return p;
 }
 

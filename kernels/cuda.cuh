@@ -136,6 +136,8 @@ bool cuda_ok(struct dev *d, cudaError_t e);
 size_t cuda_bytes_from(const struct dev *d, const void *p);
 /* Scratch memory of the running entry, 256-byte aligned, not zeroed; NULL with the sticky error set. */
 void *cuda_scratch(struct dev *d, size_t bytes);
+/* The same for what can be done without: NULL is no error. */
+void *cuda_scratch_wish(struct dev *d, size_t bytes);
 /* matmul.cu: cuBLASLt, where it is installed, and what is kept of it. */
 void products_open(struct dev *d);
 void products_close(struct dev *d);
@@ -185,6 +187,11 @@ static bool launch_as(struct dev *d, bool early, void (*kernel)(P...), dim3 grid
 		return false;
 	if (shared > 48 << 10 &&
 	    !cuda_ok(d, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared)))
+		return false;
+	/* A multiprocessor divides its memory between shared memory and cache as the kernel on it wishes, and takes no block that
+	 * does not fit that; so those that are to overlap all wish the same. */
+	if (early && !cuda_ok(d, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+	                                              cudaSharedmemCarveoutMaxShared)))
 		return false;
 	cudaStream_t stream = queue_of(d);
 #ifdef CUDA_EMULATED

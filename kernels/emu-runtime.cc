@@ -163,11 +163,13 @@ static int shared_most()
 	return (kib ? atoi(kib) : 227) << 10;
 }
 
-cudaError_t cudaFuncSetAttribute(const void *kernel, int, int value)
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value)
 {
-	if (value > shared_most())
+	bool carveout = attribute == cudaFuncAttributePreferredSharedMemoryCarveout;
+	if (value > (carveout ? 100 : shared_most()))
 		return last_error = cudaErrorInvalidValue;
-	shared_asked[kernel] = value;
+	if (!carveout)
+		shared_asked[kernel] = value;
 	return cudaSuccess;
 }
 

@@ -115,7 +115,8 @@ static inline int atomicOr(int *p, int x)
 /* ---- kernels that start early ---- */
 
 /* Such a kernel runs twice: before the work that was queued before it as far as every thread's await_previous, where that run
- * ends, and whole after that work.  What is copied to shared memory before await_previous must be the same both times. */
+ * ends, and whole after that work.  What is copied to shared memory before await_previous must be the same both times; plain
+ * loads and stores before it are not looked at. */
 void emu_await_previous();
 void emu_let_next_start();
 
@@ -153,7 +154,8 @@ typedef struct emu_graph *cudaGraph_t;
 typedef struct emu_graph *cudaGraphExec_t;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking, cudaStreamCaptureModeRelaxed };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
+enum { cudaSharedmemCarveoutMaxShared = 100 };
 struct cudaDeviceProp {
 	char name[64];
 	int major, minor, multiProcessorCount;

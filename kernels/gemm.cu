@@ -415,10 +415,11 @@ template <bool KA, bool KB> static void run_kind(struct dev *d, const struct pro
 		run<KA, KB, false, 64>(d, p);
 }
 
-/* Lines of whole, aligned chunks. */
+/* Lines of whole, aligned chunks.  What a padded line has beyond its rows goes into sums that nobody stores. */
 static bool in_chunks(const struct operand *o, int rows, int k)
 {
-	return o->C % CHUNK == 0 && (o->k_first ? k : rows) % CHUNK == 0 && aligned(o->p, 16);
+	bool padded = !o->k_first && o->taps == 1;
+	return o->C % CHUNK == 0 && (padded || (o->k_first ? k : rows) % CHUNK == 0) && aligned(o->p, 16);
 }
 
 void own_product(struct dev *d, const struct product *p)

@@ -17,7 +17,7 @@
  *   - Outputs come first.  Gradients of activations are written, gradients of parameters are
  *     accumulated (+=); exceptions say so.  Any gradient output may be NULL: not wanted.
  *   - Every op is deterministic for a given device and thread count, and each row or picture gives
- *     the same bits whatever the batch around it, in f32; linear on the CPU also in bf16 up to 512 rows.
+ *     the same bits whatever the batch around it, on a device of type f32; linear on the CPU also in bf16 up to 512 rows.
  *   - Compute entries only queue work; the first failure is kept with the op's name and reported
  *     by sync().  Pointers given to put/get are host memory; all else is device memory.
  */

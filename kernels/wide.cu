@@ -3,8 +3,8 @@
  *
  * Each number is a sum of two bf16 numbers, but for a rest below 2^-18 of it, so that a product is the sum of four, of which
  * the least, again below 2^-18, is left out.  The other three are one bf16 product with a sum of three times the length,
- * added up in f32.  All errors together are below 2^-16 of each product and of either sign: what adding up thousands of
- * f32 products one by one loses.  Values that are not finite give sums that are not.
+ * added up in f32.  So each product is right to 2^-16 of itself; tensor cores add up towards zero, which costs a sum of
+ * thousands of terms as much again.  Values that are not finite give sums that are not.
  *
  * A few rows, as in decoding, are bound by reading the weights: plain f32. */
 #include "wide.cuh"
@@ -46,13 +46,13 @@ static void parts_into(struct dev *d, bf16 *to, const float *x, size_t rows, int
 	map(d, rows * K, K % 4 == 0 && aligned(x, 16), parts_op{to, x, rows, (size_t)K, stacked, order});
 }
 
-/* Room for the parts of n numbers; NULL with the sticky error set. */
-static bf16 *parts_room(struct dev *d, size_t n)
+/* Room for the parts of n numbers and, behind them, of m more; NULL: then plain f32 must do. */
+static bf16 *parts_room(struct dev *d, size_t n, size_t m)
 {
-	return (bf16 *)cuda_scratch(d, 3 * n * sizeof(bf16));
+	return (bf16 *)cuda_scratch_wish(d, 3 * (n + m) * sizeof(bf16));
 }
 
-/* Rows are taken in pieces, so that the parts take at most 100 MB; small ones where tests have to meet them. */
+/* Rows are taken in pieces, so that their parts take at most 100 MB; small ones where tests have to meet them. */
 static size_t piece_of(size_t rows, int in, int out)
 {
 #ifdef CUDA_EMULATED
@@ -74,13 +74,12 @@ static bool fits(struct dev *d, int in, int out)
 
 enum { FEW = 8, WARPS = 8 };
 
+/* Not launched early: x comes out of the first-level cache, of which those kernels leave little. */
 KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x, const float *w, const float *b, int rows,
                                                       int in, int out)
 {
 	int lane = (int)(threadIdx.x % WARP), column = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
 	float sum[FEW] = {};
-	await_previous();
-	let_next_start();
 	if (column >= out)
 		return;
 	w += (size_t)column * in;
@@ -108,11 +107,9 @@ KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x,
 
 static bool few_wide(struct dev *d, float *y, const float *x, const float *w, const float *b, size_t rows, int in, int out)
 {
-	struct written by = {{{y, rows * out * sizeof *y}, {NULL, 0}, {NULL, 0}}};
 	if (rows > FEW || in % 4 || !aligned(x, 16) || !aligned(w, 16))
 		return false;
-	launch_early(d, by, few_wide_kernel, dim3((unsigned)ceil_div(out, WARPS)), dim3(WARPS * WARP), 0, y, x, w, b, (int)rows, in,
-	             out);
+	launch(d, few_wide_kernel, dim3((unsigned)ceil_div(out, WARPS)), dim3(WARPS * WARP), 0, y, x, w, b, (int)rows, in, out);
 	return true;
 }
 
@@ -123,9 +120,11 @@ bool wide_fwd(struct dev *d, float *y, const float *x, const float *w, const flo
 	size_t piece = piece_of(rows, in, out);
 	if (few_wide(d, y, x, w, b, rows, in, out))
 		return true;
-	bf16 *w3 = fits(d, in, out) ? parts_room(d, (size_t)out * in) : NULL, *x3 = w3 ? parts_room(d, piece * in) : NULL;
-	if (!x3)
+	size_t weights = (size_t)out * in;
+	bf16 *w3 = fits(d, in, out) ? parts_room(d, weights, piece * in) : NULL;
+	if (!w3)
 		return false;
+	bf16 *x3 = w3 + 3 * weights;
 	parts_into(d, w3, w, out, in, false, GREAT_GREAT_LESS);
 	for (size_t r = 0, n; r < rows; r += n) {
 		n = rows - r < piece ? rows - r : piece;
@@ -141,9 +140,11 @@ bool wide_fwd(struct dev *d, float *y, const float *x, const float *w, const flo
 bool wide_dx(struct dev *d, float *dx, const float *dy, const float *w, size_t rows, int in, int out)
 {
 	size_t piece = piece_of(rows, in, out);
-	bf16 *w3 = fits(d, in, out) ? parts_room(d, (size_t)out * in) : NULL, *dy3 = w3 ? parts_room(d, piece * out) : NULL;
-	if (!dy3)
+	size_t weights = (size_t)out * in;
+	bf16 *w3 = fits(d, in, out) ? parts_room(d, weights, piece * out) : NULL;
+	if (!w3)
 		return false;
+	bf16 *dy3 = w3 + 3 * weights;
 	parts_into(d, w3, w, out, in, true, GREAT_GREAT_LESS);
 	for (size_t r = 0, n; r < rows; r += n) {
 		n = rows - r < piece ? rows - r : piece;
@@ -159,9 +160,10 @@ bool wide_dx(struct dev *d, float *dx, const float *dy, const float *w, size_t r
 bool wide_dw(struct dev *d, float *dw, const float *dy, const float *x, size_t rows, int in, int out)
 {
 	size_t piece = piece_of(rows, in, out);
-	bf16 *dy3 = fits(d, in, out) ? parts_room(d, piece * out) : NULL, *x3 = dy3 ? parts_room(d, piece * in) : NULL;
-	if (!x3)
+	bf16 *dy3 = fits(d, in, out) ? parts_room(d, piece * out, piece * in) : NULL;
+	if (!dy3)
 		return false;
+	bf16 *x3 = dy3 + 3 * piece * out;
 	for (size_t r = 0, n; r < rows; r += n) {
 		n = rows - r < piece ? rows - r : piece;
 		parts_into(d, dy3, dy + r * out, n, out, true, GREAT_LESS_GREAT);

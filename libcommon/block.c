@@ -292,7 +292,9 @@ static void product_backward(const struct stack *s, void *dx, const struct param
 	s->params->ops->linear_bwd(s->params->dev, dx, w->g, b ? b->g : NULL, dy, x, w->t, rows, in, out, params_dw(s->params, w));
 }
 
-/* dh += the gradient dn, in g3, of the norm that resblock r begins with; in place of dn what resblock r - 1 begins with. */
+/* In f32 the product takes dh as it is, and only what goes into the bias is filtered: what is not finite shows in the weights.
+ *
+ * dh += the gradient dn, in g3, of the norm that resblock r begins with; in place of dn what resblock r - 1 begins with. */
 static void norm_backward(const struct stack *s, float *dh, const struct param *w, const struct param *b, const float *x,
                           const float *mean, const float *rstd, size_t rows, int r)
 {
