@@ -77,9 +77,4 @@ static inline bool width_fits(struct dev *d, int D)
 	return D <= HEAD_MOST;
 }
 
-DEVICE int lane_id()
-{
-	return (int)(threadIdx.x % WARP);
-}
-
 #endif

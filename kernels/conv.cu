@@ -30,12 +30,6 @@ static struct operand neighbourhoods(const void *x, int C, bool k_first, int gro
 	               divisor_of(taps), divisor_of(group)};
 }
 
-/* A plain factor of lines of C elements. */
-static struct operand lines(const void *p, int C, bool k_first)
-{
-	return operand{p, C, k_first, 1, 1, 1, 1, C, {}, {}, {}, {}, {}};
-}
-
 /* Channels of a gathered factor as they lie in memory: whole chunks of 16 bytes, for the colours of a picture, too. */
 static int padded(int C, const struct shape *s)
 {

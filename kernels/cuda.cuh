@@ -392,6 +392,11 @@ template <class F> static void map(struct dev *d, size_t n, bool vector, F f)
 enum { WARP = 32 };
 #define ALL_LANES 0xffffffffu
 
+DEVICE int lane_id()
+{
+	return (int)(threadIdx.x % WARP);
+}
+
 template <class S> DEVICE S warp_sum(S x)
 {
 #pragma unroll

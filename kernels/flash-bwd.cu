@@ -64,7 +64,7 @@ template <class S> DEVICE void query_tiles(const struct mask &m, int key0, int e
 	if (m.kind == ATTN_FULL) {
 		first = 0, last = text - 1;
 	} else if (key0 < m.text) {
-		first = key0 / S::QUERIES, last = text + (m.S - m.text + S::QUERIES - 1) / S::QUERIES - 1;
+		first = key0 / S::QUERIES, last = tile_count(m, S::QUERIES) - 1;
 	} else {
 		first = text + (key0 - m.text) / S::QUERIES, last = text + (last_query(m, end - 1) - m.text) / S::QUERIES;
 	}
@@ -265,9 +265,8 @@ KERNEL __launch_bounds__(S::THREADS, S::BLOCKS)
 flash_bwd_kernel(T *dqkv, float *kept, const T *dy, const T *qkv, const float *lse, const float *delta, struct mask m,
                  int heads, int H, int D, float scale)
 {
-	int key_tiles = (m.text + S::KEYS - 1) / S::KEYS + (m.S - m.text + S::KEYS - 1) / S::KEYS;
-	int query_tiles = (m.text + S::QUERIES - 1) / S::QUERIES + (m.S - m.text + S::QUERIES - 1) / S::QUERIES;
-	kept += (size_t)blockIdx.x * query_tiles * S::QUERIES * S::DP;
+	int key_tiles = tile_count(m, S::KEYS);
+	kept += (size_t)blockIdx.x * tile_count(m, S::QUERIES) * S::QUERIES * S::DP;
 	for (int n = (int)blockIdx.x; n < heads; n += (int)gridDim.x) {
 		struct head t = head_of(qkv, m, H, D, n % H, n / H);
 		size_t stat = (size_t)n * m.S;
@@ -282,7 +281,7 @@ static bool bwd_run(struct dev *d, T *dqkv, const T *dy, const T *qkv, const flo
                     int D, const struct mask *m)
 {
 	int heads = B * H, most = d->sms * S::BLOCKS, blocks = heads < most ? heads : most;
-	size_t piece = (size_t)tile_count(m, S::QUERIES) * S::QUERIES * S::DP;
+	size_t piece = (size_t)tile_count(*m, S::QUERIES) * S::QUERIES * S::DP;
 	if (!suits(d, H, D, m, room_bytes<S>()))
 		return false;
 	float *kept = (float *)cuda_scratch(d, blocks * piece * sizeof *kept);

@@ -216,9 +216,9 @@ template <int ROWS> DEVICE void tile_rows(const struct mask &m, int n, int &row0
 	to = min(row0 + ROWS, n < text ? m.text : m.S);
 }
 
-static inline int tile_count(const struct mask *m, int rows)
+__host__ __device__ static inline int tile_count(const struct mask &m, int rows)
 {
-	return (int)(ceil_div(m->text, rows) + ceil_div(m->S - m->text, rows));
+	return (m.text + rows - 1) / rows + (m.S - m.text + rows - 1) / rows;
 }
 
 /* ---- heads ---- */

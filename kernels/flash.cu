@@ -169,7 +169,7 @@ static bool fwd_run(struct dev *d, T *y, float *lse, const T *qkv, int B, int H,
 {
 	enum { ROWS = 16 * MT * WARPS };
 	size_t shared = (ROWS + 4 * KEYS) * (DP + PAD) * sizeof(T);
-	dim3 grid((unsigned)tile_count(m, ROWS), (unsigned)H, (unsigned)B);
+	dim3 grid((unsigned)tile_count(*m, ROWS), (unsigned)H, (unsigned)B);
 	if (!suits(d, H, D, m, shared))
 		return false;
 	launch(d, flash_fwd_kernel<DP, MT>, grid, dim3(THREADS), shared, y, lse, qkv, *m, H, D, 1.0f / sqrtf((float)D));

@@ -19,6 +19,12 @@ struct operand {
 	struct divisor by_H, by_W, by_side, by_taps, by_group; /* taps > 1 */
 };
 
+/* A plain factor of lines of C elements. */
+static inline struct operand lines(const void *p, int C, bool k_first)
+{
+	return operand{p, C, k_first, 1, 1, 1, 1, C, {}, {}, {}, {}, {}};
+}
+
 /* c[m, n] = sum over k a(m, k) b(n, k). */
 struct product {
 	struct operand a, b;

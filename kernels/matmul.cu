@@ -256,16 +256,6 @@ static const void *library_bias(struct dev *d, const float *b, int out, bool wid
 
 /* ---- entries ---- */
 
-static struct operand by_k(const void *p, int k)
-{
-	return operand{p, k, true, 1, 1, 1, 1, k, {}, {}, {}, {}, {}};
-}
-
-static struct operand by_row(const void *p, int rows)
-{
-	return operand{p, rows, false, 1, 1, 1, 1, rows, {}, {}, {}, {}, {}};
-}
-
 static bool too_many(struct dev *d, size_t rows)
 {
 	if (rows > INT32_MAX)
@@ -284,7 +274,7 @@ static void forward(struct dev *d, void *y, bool wide, const float *h, const voi
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_k(x, in), by_k(w, in), (int)rows, out, in, y, wide, h, false, b, 1};
+	struct product p = {lines(x, in, true), lines(w, in, true), (int)rows, out, in, y, wide, h, false, b, 1};
 	own_product(d, &p);
 }
 
@@ -312,7 +302,7 @@ static void linear_dx(struct dev *d, void *dx, const void *dy, const void *w, in
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_k(dy, out), by_row(w, in), rows, in, out, dx, false, NULL, false, NULL, 1};
+	struct product p = {lines(dy, out, true), lines(w, in, false), rows, in, out, dx, false, NULL, false, NULL, 1};
 	own_product(d, &p);
 }
 
@@ -323,7 +313,7 @@ static void linear_dw(struct dev *d, void *dw, bool dw_t, const void *dy, const 
 	if (library_run(d, &l))
 		return;
 #endif
-	struct product p = {by_row(dy, out), by_row(x, in), out, in, rows, NULL, false, NULL, false, NULL, 1};
+	struct product p = {lines(dy, out, false), lines(x, in, false), out, in, rows, NULL, false, NULL, false, NULL, 1};
 	weight_gradient(d, dw, dw_t, &p, in, in, 1);
 }
 

@@ -50,11 +50,6 @@ DEVICE size_t warp_row()
 	return (size_t)blockIdx.x * WARP_ROWS + threadIdx.x / WARP;
 }
 
-DEVICE int lane_id()
-{
-	return (int)(threadIdx.x % WARP);
-}
-
 static dim3 row_grid(size_t rows)
 {
 	return dim3((unsigned)ceil_div(rows, WARP_ROWS));

@@ -9,6 +9,7 @@
  * A few rows, as in decoding, are bound by reading the weights: plain f32. */
 #include "wide.cuh"
 
+#include "few.cuh"
 #include "products.cuh"
 
 namespace for_bf16 {
@@ -72,14 +73,14 @@ static bool fits(struct dev *d, int in, int out)
 
 /* ---- a few rows: a warp a column ---- */
 
-enum { FEW = 8, WARPS = 8 };
+enum { WARPS = 8 };
 
 /* Not launched early: x comes out of the first-level cache, of which those kernels leave little. */
 KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x, const float *w, const float *b, int rows,
                                                       int in, int out)
 {
 	int lane = (int)(threadIdx.x % WARP), column = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
-	float sum[FEW] = {};
+	float sum[FEW_ROWS] = {};
 	if (column >= out)
 		return;
 	w += (size_t)column * in;
@@ -88,7 +89,7 @@ KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x,
 		float a[4], v[4];
 		load<4>(a, w + c);
 #pragma unroll
-		for (int r = 0; r < FEW; r++) {
+		for (int r = 0; r < FEW_ROWS; r++) {
 			if (r >= rows)
 				continue;
 			load<4>(v, x + (size_t)r * in + c);
@@ -98,7 +99,7 @@ KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x,
 		}
 	}
 #pragma unroll
-	for (int r = 0; r < FEW; r++) {
+	for (int r = 0; r < FEW_ROWS; r++) {
 		float s = warp_sum(sum[r]);
 		if (lane == 0 && r < rows)
 			y[(size_t)r * out + column] = s + (b ? b[column] : 0);
@@ -107,7 +108,7 @@ KERNEL __launch_bounds__(WARPS * WARP) few_wide_kernel(float *y, const float *x,
 
 static bool few_wide(struct dev *d, float *y, const float *x, const float *w, const float *b, size_t rows, int in, int out)
 {
-	if (rows > FEW || in % 4 || !aligned(x, 16) || !aligned(w, 16))
+	if (rows > FEW_ROWS || in % 4 || !aligned(x, 16) || !aligned(w, 16))
 		return false;
 	launch(d, few_wide_kernel, dim3((unsigned)ceil_div(out, WARPS)), dim3(WARPS * WARP), 0, y, x, w, b, (int)rows, in, out);
 	return true;

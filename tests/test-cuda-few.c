@@ -1,8 +1,7 @@
 /* test-cuda-few.c - linear layers of a few rows on the CUDA backend, in 16-bit types, which have kernels of their own that
  * start early: against the CPU's, as test-cuda.c does it. */
+#include "emulated.h"
 #include "pairs.h"
-
-#include <limits.h>
 
 /* What came out for all rows together and for each alone. */
 static void same_alone(const struct pair *all, const struct pair *alone, const char *what)
@@ -89,10 +88,7 @@ static void check_all(enum dtype t)
 
 int main(int argc, char **argv)
 {
-	char folder[PATH_MAX];
-	const char *slash = strrchr(argv[0], '/');
-	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
-	setenv("DALLE_PLUGINS", folder, 0);
+	choose_plugin(argv[0]);
 	for (enum dtype t = DT_BF16; t <= DT_F16; t++)
 		check_all(t);
 	/* Several blocks with several columns each, and less in flight. */

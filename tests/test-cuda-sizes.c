@@ -2,9 +2,9 @@
  * much shared memory or too large a block is an error there as on a GPU.  The emulated device computes nothing here
  * (EMU_DRY of kernels/emu.h), so that no memory is needed. */
 #include "check.h"
+#include "emulated.h"
 #include "../kernels/ops.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -170,11 +170,9 @@ static void check_all(enum dtype t)
 
 int main(int argc, char **argv)
 {
-	char folder[PATH_MAX], err[256];
-	const char *slash = strrchr(argv[0], '/');
+	char err[256];
 	int index;
-	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
-	setenv("DALLE_PLUGINS", folder, 0);
+	choose_plugin(argv[0]);
 	setenv("EMU_DRY", "1", 1);
 	o = ops_find("cuda", &index, err, sizeof err);
 	if (!CHECK(o != NULL, "the emulated device: %s", err))

@@ -1,11 +1,10 @@
 /* test-cuda.c - every entry of the CUDA backend against the CPU's references: odd sizes, all types, outputs that begin
- * as NaN and end in sentinels.  Without a GPU the backend is the emulated device of kernels/emu.h: unless
- * DALLE_PLUGINS names another, the plugin in the folder `emulated` beside this program's. */
+ * as NaN and end in sentinels. */
+#include "emulated.h"
 #include "pairs.h"
 #include "pairs-norm.h"
 #include "steps.h"
 
-#include <limits.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -680,10 +679,7 @@ static void run(const struct group *g, enum dtype t)
 
 int main(int argc, char **argv)
 {
-	char folder[PATH_MAX];
-	const char *slash = strrchr(argv[0], '/');
-	snprintf(folder, sizeof folder, "%.*s/../emulated", slash ? (int)(slash - argv[0]) : 1, slash ? argv[0] : ".");
-	setenv("DALLE_PLUGINS", folder, 0);
+	choose_plugin(argv[0]);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)
 		RUN_ALL(typed, t);
 	for (enum dtype t = DT_F32; t <= DT_F16 && getenv("CUDA_LARGE"); t++)
